@@ -1,0 +1,225 @@
+"""The command line: options in, configuration out; the only place that prints. Heavy imports wait for a command."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from miner.errors import MinerError, UserError
+
+app = typer.Typer(
+    help="Mine hard negatives, have an LLM judge them, export training triples.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+JobFile = Annotated[Path, typer.Argument(help="The job file (YAML).", metavar="JOB.yaml")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a value of the job file: key.sub=value. Repeatable.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback()
+def options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every attempt and decision to stderr.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("miner").setLevel(logging.DEBUG if verbose else logging.INFO)
+    if version:
+        from miner import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write the job file.", metavar="JOB.yaml")] = Path("job.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
+) -> None:
+    """Write a commented job file with every key at its default."""
+    from miner import store, template
+
+    if path.exists() and not force:
+        raise UserError(f"{path}: exists already; name another file, or --force to overwrite it")
+    store.write_text(path, template.job_file())
+    print(path)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of job files, for editors that complete and check YAML."""
+    from miner.config import Job
+
+    print(json.dumps(Job.model_json_schema(), ensure_ascii=False, indent=2))
+
+
+@app.command()
+def run(
+    job_file: JobFile,
+    set_: Overrides = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this stage: mine, judge, generate or export.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and why; run nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the job: every step that is not fresh. Started again, it goes on where it stopped."""
+    if dry_run:
+        _dry_run(job_file, set_, as_json)
+    else:
+        _advance(job_file, set_, until, as_json)
+
+
+@app.command()
+def mine(job_file: JobFile, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """Read the data, encode it, search it, draw the pool of candidates."""
+    _advance(job_file, set_, "mine", as_json)
+
+
+@app.command()
+def judge(job_file: JobFile, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """Have the LLM judge the pool (mines first where that is not done)."""
+    _advance(job_file, set_, "judge", as_json)
+
+
+@app.command()
+def generate(job_file: JobFile, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """Have the LLM write negatives for queries that are short of them, and judge these too."""
+    _advance(job_file, set_, "generate", as_json)
+
+
+@app.command()
+def export(job_file: JobFile, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """Decide and write the training files (runs earlier stages where they are not done)."""
+    _advance(job_file, set_, "export", as_json)
+
+
+@app.command()
+def status(job_file: JobFile, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """Show each step of the job: fresh, stale or not done, with its counts."""
+    _dry_run(job_file, set_, as_json)
+
+
+@app.command()
+def inspect(
+    job_file: JobFile,
+    query_id: Annotated[str, typer.Argument(help="The query to look at.", metavar="QUERY_ID")],
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a query with its positives and every candidate: ranks, scores, grade, evidence, decision."""
+    from miner import views
+
+    job = _load(job_file, set_)
+    found = views.query(job, query_id)
+    if as_json:
+        _print_json(found)
+    else:
+        views.print_query(found)
+
+
+@app.command()
+def requests(
+    job_file: JobFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write, Batch API input form.")],
+    set_: Overrides = None,
+) -> None:
+    """Write every LLM request that the job still needs and can name now."""
+    from miner import engine, store
+    from miner.llms.batch_files import request_line
+
+    with engine.opened(_load(job_file, set_)) as context:
+        lacking = engine.pending(context)
+    store.write_jsonl(output, (request_line(request) for request in lacking))
+    print(f"{len(lacking)} requests written to {output}")
+
+
+@app.command()
+def answers(
+    job_file: JobFile,
+    file: Annotated[Path | None, typer.Argument(help="Answers, Batch API output form (.gz accepted).")] = None,
+    export_: Annotated[Path | None, typer.Option("--export", help="Write all answers of the job to this file.")] = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take answers in from a file, or write the answers that the job has to one."""
+    if (file is None) == (export_ is None):
+        raise UserError("miner answers: name either a file to take in, or --export FILE")
+    from miner import engine, intake, store
+
+    with engine.opened(_load(job_file, set_)) as context:
+        if export_ is not None:
+            print(f"{store.write_jsonl(export_, context.ledger.lines())} answers written to {export_}")
+            return
+        report = intake.take(context, file or Path())
+    _print_json(report) if as_json else print("\n".join(f"{name}: {count}" for name, count in report.items()))
+
+
+def _load(job_file: Path, overrides: list[str] | None) -> Any:
+    from miner import config
+
+    return config.load(job_file, overrides)
+
+
+def _advance(job_file: Path, overrides: list[str] | None, until: str | None, as_json: bool) -> None:
+    from miner import engine, views
+
+    with _resumable(), engine.opened(_load(job_file, overrides)) as context:
+        stamps = engine.advance(context, until)
+    summary = views.summary(context.folder, stamps, context.warnings)
+    _print_json(summary) if as_json else views.print_summary(summary)
+    if not all(stamp.complete for stamp in stamps):
+        raise typer.Exit(3)
+
+
+def _dry_run(job_file: Path, overrides: list[str] | None, as_json: bool) -> None:
+    from miner import views
+
+    found = views.plan(_load(job_file, overrides))
+    _print_json(found) if as_json else views.print_plan(found)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+@contextlib.contextmanager
+def _resumable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM stop cleanly and say how to go on."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        command = " ".join(["miner", *sys.argv[1:]])
+        print(f"interrupted; what is done is kept. Go on with: {command}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def main() -> None:
+    """Entry point: errors meant for people become one line on stderr and an exit code."""
+    try:
+        app()
+    except MinerError as error:
+        line = " ".join(str(error).split())
+        print(f"miner: {''.join(c if c.isprintable() else '?' for c in line)}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

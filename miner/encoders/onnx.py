@@ -1,0 +1,124 @@
+"""ONNX Runtime encoder: the fast one on CPU, no torch.
+
+Texts are sorted by token count and cut into batches of `batch_tokens` tokens, padding counted, so that little is
+padded and a batch stays in the processor's cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from miner import config
+from miner.encoders import Kind, Vectors
+from miner.encoders.files import Files
+from miner.errors import UserError
+
+KNOWN_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
+
+
+def load(settings: config.Encoder, files: Files) -> OnnxEncoder:
+    if files.tokenizer is None:
+        raise UserError(f"encoder.model {settings.model}: no tokenizer.json; set encoder.tokenizer_file")
+    onnx = files.onnx
+    if onnx is None:
+        from miner.encoders.torch import export_onnx
+
+        onnx = export_onnx(settings, files)
+    return OnnxEncoder(onnx, files.tokenizer, files, settings)
+
+
+class OnnxEncoder:
+    def __init__(self, onnx: Path, tokenizer: Path, files: Files, settings: config.Encoder) -> None:
+        self._session = _session(onnx, settings.threads)
+        self._tokenizer = _tokenizer(tokenizer, files.max_length)
+        self._inputs = {i.name for i in self._session.get_inputs()}
+        if unknown := self._inputs - KNOWN_INPUTS:
+            raise UserError(f"{onnx}: unknown model inputs {', '.join(sorted(unknown))}; not a text encoder's file")
+        self._prefixes = {"query": files.query_prefix, "passage": files.passage_prefix}
+        self._pooling = files.pooling
+        self._budget = settings.batch_tokens
+        self.dimension = int(self.encode(["x"], "passage").shape[1])
+
+    def encode(self, texts: list[str], kind: Kind) -> Vectors:
+        """float32[n, d], L2-normalised, in the order of `texts`. A text of no tokens at all would be an error."""
+        tokens = [e.ids for e in self._tokenizer.encode_batch([self._prefixes[kind] + t for t in texts])]
+        order = sorted(range(len(tokens)), key=lambda i: (len(tokens[i]), tokens[i]))
+        out: Vectors | None = None
+        for rows in batches([len(tokens[i]) for i in order], self._budget):
+            chosen = [order[i] for i in rows]
+            vectors = self._run([tokens[i] for i in chosen])
+            if out is None:
+                out = np.empty((len(texts), vectors.shape[1]), np.float32)
+            out[chosen] = vectors
+        return out if out is not None else np.empty((0, self.dimension), np.float32)
+
+    def _run(self, tokens: list[list[int]]) -> Vectors:
+        longest = max(map(len, tokens))
+        ids = np.zeros((len(tokens), longest), np.int64)
+        mask = np.zeros_like(ids)
+        for row, t in enumerate(tokens):
+            ids[row, : len(t)] = t
+            mask[row, : len(t)] = 1
+        feeds = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "token_type_ids": np.zeros_like(ids),
+            "position_ids": np.maximum(mask.cumsum(1) - 1, 0),
+        }
+        hidden = self._session.run(None, {k: v for k, v in feeds.items() if k in self._inputs})[0]
+        return pool(hidden, mask, self._pooling)
+
+
+def _session(onnx: Path, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
+    try:
+        return onnxruntime.InferenceSession(str(onnx), options, providers=providers)
+    except Exception as error:  # noqa: BLE001 - onnxruntime raises its own unrelated classes for a bad file
+        reason = (str(error).splitlines() or ["unknown reason"])[0]
+        raise UserError(f"{onnx}: ONNX Runtime cannot load this file ({reason[:160]})") from None
+
+
+def _tokenizer(path: Path, max_length: int) -> Any:
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001 - the tokenizers library raises a bare Exception
+        raise UserError(f"{path}: not a tokenizer.json ({error})") from None
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)
+    return tokenizer
+
+
+def batches(lengths: list[int], budget: int) -> Iterator[range]:
+    """Cut rows sorted by length (shortest first) into runs whose padded size stays within `budget` tokens."""
+    start = 0
+    for stop in range(1, len(lengths) + 1):
+        if stop == len(lengths) or (stop + 1 - start) * lengths[stop] > budget:
+            yield range(start, stop)
+            start = stop
+
+
+def pool(hidden: np.ndarray[Any, Any], mask: np.ndarray[Any, Any], how: str) -> Vectors:
+    """float32[n, t, d] (or float32[n, d], pooled by the model itself) -> float32[n, d], L2-normalised."""
+    hidden = hidden.astype(np.float32, copy=False)
+    if hidden.ndim == 2:
+        pooled = hidden
+    elif how == "cls":
+        pooled = hidden[:, 0]
+    elif how == "last":
+        pooled = hidden[np.arange(len(hidden)), mask.sum(1) - 1]
+    else:
+        pooled = (hidden * mask[:, :, None]).sum(1) / np.maximum(mask.sum(1), 1)[:, None]
+    pooled = pooled.astype(np.float32, copy=False)
+    return np.asarray(pooled / np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12), np.float32)

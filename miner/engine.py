@@ -1,0 +1,241 @@
+"""The order of the steps, what makes each stale, and the loop that runs what is not fresh."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from miner import encoders, llms, readers, steps, store
+from miner.config import Job
+from miner.errors import UserError
+from miner.job import JobFolder, Stamp
+from miner.ledger import Ledger, Request
+from miner.steps import Context, Done
+
+log = logging.getLogger("miner")
+Inputs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """`settings`: the part of the job file that the step depends on, flat. `format` goes up when its output changes."""
+
+    name: str
+    needs: tuple[str, ...]
+    settings: Callable[[Context], Inputs]
+    run: Callable[[Context, Path], Done]
+    format: int = 1
+
+
+def _corpus(run: Context) -> Inputs:
+    data = run.job.data
+    root = Path(data.path)
+    files = {
+        str(path.relative_to(root) if path.is_relative_to(root) and path != root else path.name): store.file_digest(path)
+        for path in _read_files(run)
+    }
+    source = {"data.path": data.path} if readers.detect(data) == "datasets" and not root.exists() else {}
+    return _flat("data", data.model_dump(exclude={"path", "corpus"})) | {"data.files": files} | source
+
+
+def _read_files(run: Context) -> list[Path]:
+    """Of a BEIR folder only what is read, so that a note beside the data does not make the job stale."""
+    data = run.job.data
+    files = readers.local_files(data)
+    if readers.detect(data) != "beir":
+        return files
+    names = ("corpus.jsonl", "queries.jsonl", f"{data.split}.tsv")
+    return [path for path in files if path.name.removesuffix(".gz") in names or str(path) == data.corpus]
+
+
+def _vectors(run: Context) -> Inputs:
+    return _flat("encoder", encoders.fingerprint(run.job.encoder))
+
+
+def _candidates(run: Context) -> Inputs:
+    mining = run.job.mining.model_dump(exclude={"negatives"})
+    seed = {"seed": run.job.seed} if run.job.mining.sample == "random" else {}
+    return _flat("mining", mining) | {"pool": run.job.pool_size} | seed | _relevant(run)
+
+
+def _relevant(run: Context) -> Inputs:
+    return {"data.relevant_from": run.job.data.relevant_from}
+
+
+def _judge(run: Context) -> Inputs:
+    judge = run.job.judge.model_dump(exclude={"enabled", "prompt", "pool", "llm"})
+    return _flat("judge", judge) | _asked(run, "judge")
+
+
+def _asked(run: Context, stage: str) -> Inputs:
+    endpoint = run.endpoint(stage)
+    return {
+        f"{stage}.prompt": run.prompt(stage).version,
+        f"{stage}.model": endpoint.model,
+        f"{stage}.endpoint": llms.identity(endpoint),
+        f"{stage}.structured": endpoint.structured,
+    }
+
+
+def _generate(run: Context) -> Inputs:
+    generator = run.job.generator.model_dump(exclude={"enabled", "prompt", "llm"})
+    return _flat("generator", generator) | _asked(run, "generator") | {"negatives": run.job.mining.negatives}
+
+
+def _decisions(run: Context) -> Inputs:
+    return {"negatives": run.job.mining.negatives, "min_negatives": run.job.export.min_negatives}
+
+
+def _export(run: Context) -> Inputs:
+    return _flat("export", run.job.export.model_dump()) | {"negatives": run.job.mining.negatives}
+
+
+def _flat(prefix: str, value: Any) -> Inputs:
+    if not isinstance(value, dict):
+        return {prefix: list(value) if isinstance(value, tuple) else value}
+    return {k: v for name, inner in value.items() for k, v in _flat(f"{prefix}.{name}", inner).items()}
+
+
+def plan(job: Job) -> list[Step]:
+    """The steps of a job in order; what the job file switches off is not among them."""
+    judged = ("judgments",) if job.judge.enabled else ()
+    written = ("synthetic", "synthetic_judgments") if job.generator.enabled else ()
+    found = [
+        Step("corpus", (), _corpus, steps.run_corpus),
+        Step("vectors", ("corpus",), _vectors, steps.run_vectors),
+        Step("candidates", ("corpus", "vectors"), _candidates, steps.run_candidates),
+        Step("judgments", ("corpus", "candidates"), _judge, steps.run_judgments),
+        Step("synthetic", ("corpus", "vectors", "candidates", "judgments"), _generate, steps.run_synthetic),
+        Step("synthetic_judgments", ("corpus", "candidates", "synthetic"), _judge, steps.run_synthetic_judgments),
+        Step("decisions", ("candidates", *judged, *written), _decisions, steps.run_decisions),
+        Step("export", ("corpus", "candidates", *judged, *written, "decisions"), _export, steps.run_export),
+    ]
+    off = {"judgments": not job.judge.enabled, "synthetic": not written, "synthetic_judgments": not written}
+    return [step for step in found if not off.get(step.name)]
+
+
+LAST = {"mine": "candidates", "judge": "judgments", "generate": "synthetic_judgments", "export": "export"}
+
+
+def last_step(job: Job, stage: str | None) -> str:
+    """The step at which `--until STAGE` (or `miner STAGE`) stops. Raises UserError."""
+    names = [step.name for step in plan(job)]
+    wanted = LAST.get(stage, stage) if stage else names[-1]
+    if wanted not in names:
+        known = ", ".join(dict.fromkeys([*LAST, *names]))
+        off = stage in LAST or any(wanted == n for n in ("judgments", "synthetic", "synthetic_judgments"))
+        why = "is switched off in the job file" if off else f"is no stage; the stages are {known}"
+        raise UserError(f"stage {stage} {why}")
+    return wanted
+
+
+@contextmanager
+def opened(job: Job, **options: Any) -> Iterator[Context]:
+    """The job's context, its folder locked and its ledger open."""
+    folder = JobFolder(Path(job.job or ""))
+    with folder.lock():
+        ledger = Ledger(folder.ledger)
+        try:
+            yield Context(job, folder, ledger, **options)
+        finally:
+            ledger.close()
+
+
+def advance(run: Context, until: str | None = None) -> list[Stamp]:
+    """Run every step up to `until` that is not fresh; the stamps, in order. Finished steps stay, whatever follows."""
+    stamps: dict[str, Stamp] = {}
+    last = last_step(run.job, until)
+    for step in plan(run.job):
+        inputs = _inputs(run, step, stamps)
+        why = run.folder.staleness(step.name, inputs)
+        if why:
+            log.info("%s: %s", step.name, why)
+            stamps[step.name] = _do(run, step, inputs)
+        else:
+            log.info("%s: fresh", step.name)
+            stamp = run.folder.stamp(step.name)
+            assert stamp is not None, "a fresh step has a stamp"
+            stamps[step.name] = stamp
+        if step.name == last:
+            break
+    write_manifest(run, stamps)
+    return list(stamps.values())
+
+
+def _do(run: Context, step: Step, inputs: Inputs) -> Stamp:
+    start = time.monotonic()
+    work = run.folder.work(step.name, inputs)
+    done = step.run(run, work)
+    stamp = run.folder.finish(step.name, inputs, work, done.counts, done.complete)
+    log.info("%s: done in %.1f s", step.name, time.monotonic() - start)
+    return stamp
+
+
+def _inputs(run: Context, step: Step, stamps: dict[str, Stamp]) -> Inputs:
+    upstream = {f"files of {name}": stamps[name].hash for name in step.needs}
+    return {"format": step.format, **step.settings(run), **upstream}
+
+
+def states(run: Context) -> Iterator[tuple[str, str, Stamp | None]]:
+    """(step, why it would run or "", its last stamp) for each step; all that follow a stale one are stale too."""
+    stamps: dict[str, Stamp] = {}
+    stale = ""
+    for step in plan(run.job):
+        stamp = run.folder.stamp(step.name)
+        if not stale:
+            why = run.folder.staleness(step.name, _inputs(run, step, stamps))
+            if stamp is not None:
+                stamps[step.name] = stamp
+            stale = step.name if why else ""
+        else:
+            why = f"follows {stale}" if stamp else "not done yet"
+        yield step.name, why, stamp
+
+
+def pending(run: Context) -> list[Request]:
+    """The requests that the job can name now and that have no answer; [] where none is lacking. Mines if it must."""
+    run.collect = True
+    try:
+        steps_ = [step.name for step in plan(run.job)]
+        until = "synthetic_judgments" if "synthetic_judgments" in steps_ else "judgments"
+        advance(run, until)
+    except llms.Pending as lacking:
+        return lacking.requests
+    return []
+
+
+def write_manifest(run: Context, stamps: dict[str, Stamp]) -> None:
+    """Configuration, versions and stamps in one file. The only place where a clock is read into a file."""
+    asked = [s for s in ("judge", "generator") if getattr(run.job, s).enabled]
+    value = {
+        "miner": importlib.metadata.version("miner"),
+        "written_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "config": run.job.model_dump(mode="json"),
+        "encoder": encoders.fingerprint(run.job.encoder) if "vectors" in stamps else None,
+        "prompts": {stage: _prompt(run, stage) for stage in asked},
+        "steps": {name: vars(stamp) for name, stamp in stamps.items()},
+        "ledger": {"answers": len(run.ledger)},
+    }
+    store.write_json(run.folder.manifest, value)
+
+
+PACKAGES = ("numpy", "pyarrow", "faiss-cpu", "onnxruntime", "tokenizers", "datasets", "openai", "pydantic", "jinja2")
+
+
+def _prompt(run: Context, stage: str) -> dict[str, str]:
+    prompt, endpoint = run.prompt(stage), run.endpoint(stage)
+    return {
+        "name": prompt.front.name,
+        "version": prompt.version,
+        "model": endpoint.model,
+        "endpoint": llms.identity(endpoint),
+    }

@@ -1,0 +1,20 @@
+"""Errors that people see. Each carries the exit code that the command line ends with.
+
+    MinerError
+    +-- UserError       2    input, job file or environment; the message names value, place and remedy
+    +-- ProviderStop    5    the provider refuses every further request (key, quota, model)
+
+The other exit codes: 0 all done, 3 done but some LLM rows have no usable answer, 130 interrupted.
+"""
+
+
+class MinerError(Exception):
+    exit_code = 1
+
+
+class UserError(MinerError):
+    exit_code = 2
+
+
+class ProviderStop(MinerError):
+    exit_code = 5

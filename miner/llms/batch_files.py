@@ -1,0 +1,46 @@
+"""The OpenAI Batch API's file forms: request lines out, answer lines in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from miner.ledger import Request
+from miner.readers import rows
+
+
+class Line(NamedTuple):
+    """One answer line. `response` is None where the line tells of a failure, and `error` says which."""
+
+    key: str
+    response: dict[str, Any] | None
+    error: str
+    about: dict[str, str]
+
+
+def request_line(request: Request) -> dict[str, Any]:
+    return {"custom_id": request.key, "method": "POST", "url": "/v1/chat/completions", "body": request.body}
+
+
+def read_answers(path: Path) -> Iterator[Line]:
+    """The lines of an answers file. Raises UserError for a file that is broken or not of this form."""
+    for row in rows.read(path):
+        key = row.values.get("custom_id")
+        if not isinstance(key, str):
+            raise rows.UserError(f"{row.place}: no custom_id; an answers file has the Batch API's output form")
+        yield Line(key, *_outcome(row.values), row.values.get("miner") or {})
+
+
+def _outcome(values: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    error, response = values.get("error"), values.get("response")
+    if error:
+        return None, str(error.get("message") or error.get("code")) if isinstance(error, dict) else str(error)
+    if not isinstance(response, dict) or not isinstance(response.get("body"), dict):
+        return None, "the line holds no response"
+    body = response["body"]
+    if response.get("status_code", 200) != 200 or not body.get("choices"):
+        inner = body.get("error")
+        reason = inner.get("message") if isinstance(inner, dict) else inner
+        return None, f"status {response.get('status_code')}: {reason or 'no choices'}"
+    return body, ""

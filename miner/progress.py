@@ -1,0 +1,42 @@
+"""Progress on stderr: a tqdm bar on a terminal, else one log line every 30 seconds."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+EVERY_S = 30.0
+log = logging.getLogger("miner")
+Tick = Callable[[int], None]
+
+
+@contextmanager
+def bar(what: str, total: int | None, unit: str) -> Iterator[Tick]:
+    """Yield a function that counts on. total None: unknown."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(total=total, desc=what, unit=unit, file=sys.stderr, leave=False) as shown:
+            yield lambda count: shown.update(count) and None
+    else:
+        yield _logged(what, total, unit)
+
+
+def _logged(what: str, total: int | None, unit: str) -> Tick:
+    start = last = time.monotonic()
+    done = 0
+
+    def tick(count: int) -> None:
+        nonlocal done, last
+        done += count
+        now = time.monotonic()
+        if now - last >= EVERY_S:
+            last = now
+            rate = done / (now - start)
+            left = f", {(total - done) / rate:.0f} s left" if total and rate else ""
+            log.info("%s: %d/%s %s, %.1f/s%s", what, done, total or "?", unit, rate, left)
+
+    return tick

@@ -1,0 +1,112 @@
+"""The tables that stages exchange: one pyarrow schema each, the columns in file order.
+
+Keys are (query_id, doc_id). Text columns are `large_string`, since a corpus may pass 2 GiB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+
+TEXT = pa.large_string()
+WORD = pa.dictionary(pa.int32(), pa.string())
+
+PASSAGES = pa.schema([("doc_id", TEXT), ("title", TEXT), ("text", TEXT), ("extra", TEXT)])
+QUERIES = pa.schema([("query_id", TEXT), ("text", TEXT), ("extra", TEXT)])
+QRELS = pa.schema([("query_id", TEXT), ("doc_id", TEXT), ("relevance", pa.int32())])
+DROPS = pa.schema([("kind", TEXT), ("id", TEXT), ("place", TEXT), ("reason", TEXT)])
+
+# One row per (query, passage) that a searcher returned. `reason` is empty for the rows of the pool, in which
+# `pool_rank` counts from 1; `positive_score` is the lowest positive score of the query from the same scorer.
+CANDIDATES = pa.schema(
+    [
+        ("query_id", TEXT),
+        ("doc_id", TEXT),
+        ("retriever", WORD),
+        ("rank", pa.int32()),
+        ("score", pa.float32()),
+        ("positive_score", pa.float32()),
+        ("reason", WORD),
+        ("pool_rank", pa.int32()),
+    ]
+)
+POSITIVES = pa.schema([("query_id", TEXT), ("doc_id", TEXT), ("relevance", pa.int32()), ("score", pa.float32())])
+
+# The columns that say which LLM answer a row rests on.
+ANSWERED = [
+    ("status", pa.string()),
+    ("detail", TEXT),
+    ("prompt", pa.string()),
+    ("prompt_version", pa.string()),
+    ("model", pa.string()),
+    ("request_key", pa.string()),
+    ("prompt_tokens", pa.int32()),
+    ("completion_tokens", pa.int32()),
+]
+JUDGMENTS = pa.schema(
+    [
+        ("query_id", TEXT),
+        ("doc_id", TEXT),
+        ("grade", pa.int8()),
+        ("verdict", pa.string()),
+        ("evidence", TEXT),
+        *ANSWERED,
+    ]
+)
+# One row per generation request; `text` is null and `status` not ok where nothing usable came back.
+SYNTHETIC = pa.schema(
+    [
+        ("query_id", TEXT),
+        ("doc_id", TEXT),
+        ("positive_id", TEXT),
+        ("facet", pa.string()),
+        ("change", TEXT),
+        ("text", TEXT),
+        ("score", pa.float32()),
+        *ANSWERED,
+    ]
+)
+# Every candidate, mined or synthetic, with what became of it. `slot` counts a query's negatives from 1.
+DECISIONS = pa.schema(
+    [
+        ("query_id", TEXT),
+        ("doc_id", TEXT),
+        ("source", pa.string()),
+        ("retriever", pa.string()),
+        ("rank", pa.int32()),
+        ("score", pa.float32()),
+        ("positive_score", pa.float32()),
+        ("grade", pa.int8()),
+        ("verdict", pa.string()),
+        ("status", pa.string()),
+        ("kept", pa.bool_()),
+        ("reason", pa.string()),
+        ("slot", pa.int32()),
+    ]
+)
+OUTCOMES = pa.schema([("query_id", TEXT), ("positives", pa.int32()), ("negatives", pa.int32()), ("reason", pa.string())])
+
+
+def passage_text(title: str, text: str) -> str:
+    """The passage as the encoder reads it and as the trainer will: title, a space, text (BEIR's habit)."""
+    return f"{title} {text}" if title else text
+
+
+def fold(text: str) -> str:
+    """The form in which two texts count as copies: case-folded, white space collapsed."""
+    return " ".join(text.casefold().split())
+
+
+def content_id(text: str) -> str:
+    """An id made from the text alone: 16 hex digits of its BLAKE2b."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def texts(table: pa.Table, rows: Iterable[int] | None = None) -> Iterator[str]:
+    """The texts of a passages or queries table as the encoder reads them: those of `rows`, or all in order."""
+    titles = table.column("title") if "title" in table.column_names else None
+    bodies = table.column("text")
+    for row in range(table.num_rows) if rows is None else rows:
+        yield passage_text(titles[row].as_py() if titles else "", bodies[row].as_py())

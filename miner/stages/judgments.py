@@ -1,0 +1,94 @@
+"""Ask the judge about (query, passage) pairs and write down what it said.
+
+Only status ok with a grade at or below `irrelevant_to` may admit a negative. A call that failed, was refused, was cut
+or cannot be read has a status of its own and never a grade.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from miner import prompts
+from miner.config import Endpoint, Judge
+from miner.ledger import Request
+from miner.llms import Ask, request
+from miner.records import JUDGMENTS
+
+BATCH = 8192
+
+
+@dataclass(frozen=True)
+class Pair:
+    query_id: str
+    doc_id: str
+    query: str
+    positive: str
+    passage: str
+
+
+def run(
+    pairs: Any, prompt: prompts.Prompt, endpoint: Endpoint, judge: Judge, ask: Ask
+) -> Iterator[pa.Table]:
+    """One JUDGMENTS row per pair, in order. pairs: a function that starts the iteration anew at each call."""
+
+    def requests() -> Iterator[Request]:
+        return (_request(pair, prompt, endpoint, judge) for pair in pairs())
+
+    rows: list[dict[str, Any]] = []
+    for pair, (asked, response, error) in zip(pairs(), ask(requests), strict=True):
+        rows.append(_row(pair, asked, response, error, prompt, judge))
+        if len(rows) == BATCH:
+            yield pa.Table.from_pylist(rows, JUDGMENTS)
+            rows = []
+    yield pa.Table.from_pylist(rows, JUDGMENTS)
+
+
+def _request(pair: Pair, prompt: prompts.Prompt, endpoint: Endpoint, judge: Judge) -> Request:
+    passage, positive = pair.passage[: judge.max_chars], pair.positive[: judge.max_chars]
+    values = {"query": pair.query, "positive": positive, "passage": passage}
+    values["nonce"] = prompts.nonce(*values.values())
+    about = {"query_id": pair.query_id, "doc_id": pair.doc_id}
+    return request(endpoint, prompt, about, **{k: v for k, v in values.items() if k in prompt.front.inputs})
+
+
+def _row(
+    pair: Pair, asked: Request, response: dict[str, Any] | None, error: str, prompt: prompts.Prompt, judge: Judge
+) -> dict[str, Any]:
+    parsed = check_evidence(
+        prompts.read_answer(response, prompt.front.answer_schema, error), pair.passage[: judge.max_chars], judge
+    )
+    grade = parsed.value.get("grade")
+    return {
+        "query_id": pair.query_id,
+        "doc_id": pair.doc_id,
+        "grade": grade,
+        "verdict": verdict(grade, judge) if parsed.status == "ok" else "failed",
+        "evidence": parsed.value.get("evidence", ""),
+        **prompts.answered(parsed, asked.key, asked.body["model"], prompt, response),
+    }
+
+
+def check_evidence(parsed: prompts.Parsed, passage: str, judge: Judge) -> prompts.Parsed:
+    """A relevant grade must quote the passage, else the answer is unparsable. The quote of a lower grade is only a
+    remark: it admits nothing, so a paraphrase does not spoil the answer."""
+    if parsed.status != "ok" or parsed.value["grade"] < judge.relevant_from:
+        return parsed
+    evidence = parsed.value.get("evidence", "")
+    if not evidence.strip():
+        return prompts.Parsed("unparsable", f"grade {parsed.value['grade']} without evidence", {})
+    if not prompts.quotes(evidence, passage):
+        return prompts.Parsed("unparsable", f"the evidence of grade {parsed.value['grade']} is not in the passage", {})
+    return parsed
+
+
+def verdict(grade: int | None, judge: Judge) -> str:
+    """relevant, irrelevant, or unsure for a grade between the two bounds."""
+    if grade is None:
+        return "failed"
+    if grade >= judge.relevant_from:
+        return "relevant"
+    return "irrelevant" if grade <= judge.irrelevant_to else "unsure"

@@ -1,0 +1,118 @@
+"""Have the generator write negatives for the queries that judging left short. They are judged like all others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from miner import prompts
+from miner.config import Endpoint, Generator
+from miner.encoders import Encoder
+from miner.ledger import Request
+from miner.llms import Ask, request
+from miner.records import SYNTHETIC, content_id, fold
+
+
+@dataclass(frozen=True)
+class Demand:
+    """One synthetic negative wanted: a query that is short, its positive, and the facet to change."""
+
+    query_id: str
+    query: str
+    positive_id: str
+    positive: str
+    facet: str
+
+
+def wanted(short: int, negatives: int, generator: Generator) -> int:
+    """Synthetic negatives to write for a query that lacks `short` of `negatives`: capped by max_share."""
+    return min(short, int(generator.max_share * negatives))
+
+
+def facets(query_hash: int, count: int, generator: Generator) -> list[str]:
+    """Facets in turn, starting where the query's hash says, so that all are used alike over the queries."""
+    start = query_hash % len(generator.facets)
+    return [generator.facets[(start + i) % len(generator.facets)] for i in range(count)]
+
+
+def run(
+    demands: Callable[[], Iterator[Demand]],
+    prompt: prompts.Prompt,
+    endpoint: Endpoint,
+    generator: Generator,
+    ask: Ask,
+    is_passage: Callable[[str], bool],
+) -> pa.Table:
+    """One SYNTHETIC row per demand, in order. is_passage: does this folded text stand in the corpus already?"""
+
+    def requests() -> Iterator[Request]:
+        return (_request(demand, prompt, endpoint, generator) for demand in demands())
+
+    rows = []
+    seen: set[tuple[str, str]] = set()
+    for demand, (asked, response, error) in zip(demands(), ask(requests), strict=True):
+        parsed = prompts.read_answer(response, prompt.front.answer_schema, error)
+        parsed = _check(parsed, demand, seen, is_passage)
+        text = parsed.value.get("passage", "").strip() or None
+        rows.append(
+            {
+                "query_id": demand.query_id,
+                "doc_id": f"syn-{content_id(f'{demand.query_id} {text or asked.key}')}",
+                "positive_id": demand.positive_id,
+                "facet": demand.facet,
+                "change": parsed.value.get("change", ""),
+                "text": text,
+                "score": None,
+                **prompts.answered(parsed, asked.key, asked.body["model"], prompt, response),
+            }
+        )
+    return pa.Table.from_pylist(rows, SYNTHETIC)
+
+
+def _request(demand: Demand, prompt: prompts.Prompt, endpoint: Endpoint, generator: Generator) -> Request:
+    values = {
+        "query": demand.query,
+        "positive": demand.positive[: generator.max_chars],
+        "facet": demand.facet,
+    }
+    values["nonce"] = prompts.nonce(*values.values())
+    about = {"query_id": demand.query_id, "doc_id": demand.positive_id}
+    return request(endpoint, prompt, about, **{k: v for k, v in values.items() if k in prompt.front.inputs})
+
+
+def _check(
+    parsed: prompts.Parsed, demand: Demand, seen: set[tuple[str, str]], is_passage: Callable[[str], bool]
+) -> prompts.Parsed:
+    """Copies are no new negatives: of the positive, of a corpus passage, of an earlier one for the query."""
+    if parsed.status != "ok":
+        return parsed
+    text = fold(parsed.value["passage"])
+    if not text:
+        return prompts.Parsed("unparsable", "empty passage", {})
+    if text == fold(demand.positive) or is_passage(text):
+        return prompts.Parsed("unparsable", "a copy of a corpus passage", {})
+    if (demand.query_id, text) in seen:
+        return prompts.Parsed("unparsable", "a copy of another synthetic passage", {})
+    seen.add((demand.query_id, text))
+    return parsed
+
+
+def score(table: pa.Table, query_vectors: Callable[[list[str]], Any], encoder: Encoder) -> pa.Table:
+    """Fill `score`: the cosine of query and written passage, the scale that mined candidates have.
+
+    query_vectors: query ids -> float32[n, d].
+    """
+    rows = [row for row, text in enumerate(table.column("text").to_pylist()) if text]
+    if not rows:
+        return table
+    written = table.take(rows)
+    vectors = encoder.encode(written.column("text").to_pylist(), "passage")
+    cosines = (query_vectors(written.column("query_id").to_pylist()) * vectors).sum(axis=1)
+    scores: list[float | None] = [None] * table.num_rows
+    for row, cosine in zip(rows, cosines.tolist(), strict=True):
+        scores[row] = cosine
+    place = table.schema.get_field_index("score")
+    return table.set_column(place, "score", pa.array(scores, pa.float32()))

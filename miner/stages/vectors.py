@@ -1,0 +1,62 @@
+"""Encode what the vector cache lacks.
+
+The texts are put in one order (longest first, then by key) and cut into fixed chunks, one shard each. Chunks are cut
+before the cache is asked, so a run that was killed and started again encodes the same batches as one that was not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from miner.encoders import Encoder, Kind
+from miner.records import texts
+from miner.vector_cache import VectorCache
+
+CHUNK_TEXTS = 2048
+CHUNK_CHARS = 1_000_000
+Array = np.ndarray[Any, Any]
+
+
+def run(
+    table: pa.Table, keys: Array, kind: Kind, encoder: Encoder, cache: VectorCache, tick: Callable[[int], None]
+) -> int:
+    """Bring the vector of every row into the cache. keys: S16[n]. Returns the number of texts encoded."""
+    encoded = 0
+    lengths = _lengths(table)
+    for rows in chunks(lengths, keys):
+        lacking = rows[cache.missing(keys[rows])]
+        if len(lacking):
+            cache.append(keys[lacking], encoder.encode(list(texts(table, lacking.tolist())), kind))
+            encoded += len(lacking)
+        tick(len(rows))
+    cache.refresh()
+    return encoded
+
+
+def _lengths(table: pa.Table) -> Array:
+    length = pc.utf8_length(table.column("text")).to_numpy()
+    if "title" in table.column_names:
+        length = length + pc.utf8_length(table.column("title")).to_numpy()
+    return np.asarray(length, np.int64)
+
+
+def chunks(lengths: Array, keys: Array) -> list[Array]:
+    """Row numbers of the distinct texts, longest first, in chunks of bounded count and size."""
+    _, first = np.unique(keys, return_index=True)
+    order = first[np.lexsort((keys[first], -lengths[first]))]
+    if not len(order):
+        return []
+    filled = np.cumsum(lengths[order])
+    cuts: list[int] = []
+    start = 0
+    while start < len(order):
+        base = filled[start - 1] if start else 0
+        stop = int(np.searchsorted(filled, base + CHUNK_CHARS, side="right"))
+        start = min(max(stop, start + 1), start + CHUNK_TEXTS)
+        cuts.append(start)
+    return np.split(order, cuts[:-1])

@@ -1,0 +1,382 @@
+"""The steps of a job: each reads files, calls one stage, writes files. What must be fresh for it stands in `inputs`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from miner import encoders, exporters, llms, progress, prompts, ranking, readers, searchers, store
+from miner.config import Endpoint, Job
+from miner.job import JobFolder
+from miner.ledger import Ledger
+from miner.records import content_id, fold, texts
+from miner.stages import candidates, corpus, decisions, export, judgments, synthetic, vectors
+from miner.vector_cache import VectorCache, keys
+
+Array = np.ndarray[Any, Any]
+
+
+class Done(NamedTuple):
+    counts: dict[str, Any]
+    complete: bool = True
+
+
+@dataclass
+class Context:
+    """One invocation on one job. `backend` makes the LLM backend of an endpoint; tests and `answers` replace it."""
+
+    job: Job
+    folder: JobFolder
+    ledger: Ledger
+    backend: Callable[[Endpoint], llms.Backend] = llms.load
+    collect: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+    def table(self, step: str, name: str) -> pa.Table:
+        return store.read_table(self.folder.step(step) / f"{name}.parquet")
+
+    def parts(self, step: str, name: str) -> list[Path]:
+        return sorted(self.folder.step(step).glob(f"{name}-*.parquet"))
+
+    def endpoint(self, stage: str) -> Endpoint:
+        chosen = getattr(self.job, stage).llm or self.job.llm
+        assert chosen is not None, "the job model refuses an enabled LLM stage without endpoint"
+        return chosen
+
+    def prompt(self, stage: str) -> prompts.Prompt:
+        own = Path(self.job.prompts) if self.job.prompts else None
+        task: prompts.Task = "judge" if stage == "judge" else "generate"
+        return prompts.load(task, getattr(self.job, stage).prompt, own)
+
+    @cached_property
+    def queries(self) -> dict[str, str]:
+        table = self.table("corpus", "queries")
+        return dict(zip(table.column("query_id").to_pylist(), table.column("text").to_pylist(), strict=True))
+
+    @cached_property
+    def passages(self) -> Passages:
+        return Passages(self.table("corpus", "passages"))
+
+    def ask(self, stage: str, tick: progress.Tick) -> llms.Ask:
+        if self.collect:
+            return llms.collector(self.ledger)
+        endpoint = self.endpoint(stage)
+        return llms.asker(lambda: self.backend(endpoint), self.ledger, tick)
+
+
+class Passages:
+    """doc_id -> text, read from the Arrow table on demand; synthetic passages are added by hand."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        self._row = {doc_id: row for row, doc_id in enumerate(table.column("doc_id").to_pylist())}
+        self._more: dict[str, str] = {}
+
+    def __getitem__(self, doc_id: str) -> str:
+        row = self._row.get(doc_id)
+        return self._more[doc_id] if row is None else next(texts(self.table, [row]))
+
+    def add(self, doc_id: str, text: str) -> None:
+        self._more[doc_id] = text
+
+
+# ---------------------------------------------------------------- mine
+
+
+def run_corpus(run: Context, work: Path) -> Done:
+    data = run.job.data
+    source = readers.get(readers.detect(data))(data)
+    found = corpus.run(source, data.relevant_from)
+    for name in ("passages", "queries", "qrels", "drops"):
+        store.write_table(work / f"{name}.parquet", getattr(found, name))
+    return Done(corpus.count(found))
+
+
+def run_vectors(run: Context, work: Path) -> Done:
+    encoder = encoders.load(run.job.encoder)
+    identity = encoders.fingerprint(run.job.encoder)
+    root = Path(run.job.vector_cache) if run.job.vector_cache else run.folder.root / "vector_cache"
+    counts: dict[str, Any] = {"dimension": encoder.dimension}
+    for name, kind in (("passages", "passage"), ("queries", "query")):
+        table = run.table("corpus", name)
+        prefix = identity[f"{kind}_prefix"]
+        space = {k: v for k, v in identity.items() if not k.endswith("_prefix")} | {"prefix": prefix}
+        cache = VectorCache(root / store.digest(space)[:32])
+        wanted = keys(texts(table), table.num_rows)
+        with progress.bar(f"encode {name}", len(np.unique(wanted)), "texts") as tick:
+            encoded = vectors.run(table, wanted, kind, encoder, cache, tick)  # type: ignore[arg-type]
+        _gather(work / f"{name}.npy", cache, wanted, encoder.dimension)
+        counts[name] = {"rows": table.num_rows, "encoded": encoded}
+    return Done(counts)
+
+
+def _gather(path: Path, cache: VectorCache, wanted: Array, dimension: int) -> None:
+    def write(part: Path) -> None:
+        with part.open("wb") as handle:  # numpy's own opener would add .npy to the temporary name
+            np.lib.format.write_array_header_1_0(
+                handle, {"descr": "<f4", "fortran_order": False, "shape": (len(wanted), dimension)}
+            )
+            for start in range(0, len(wanted), 1 << 16):
+                block = wanted[start : start + (1 << 16)]
+                out = np.empty((len(block), dimension), np.float32)
+                cache.gather(block, out)
+                handle.write(out.tobytes())
+
+    store.replace(path, write)
+
+
+def run_candidates(run: Context, work: Path) -> Done:
+    """Blocks of queries, one file each; a block whose file is there from an interrupted run is not searched again."""
+    folder = run.folder.step("vectors")
+    passage_vectors = np.load(folder / "passages.npy", mmap_mode="r")
+    tables = [run.table("corpus", name) for name in ("passages", "queries", "qrels")]
+    query_vectors = np.load(folder / "queries.npy", mmap_mode="r")
+    inputs = candidates.prepare(*tables, passage_vectors, query_vectors, run.job.data.relevant_from)
+    searcher = searchers.build("flat", passage_vectors)
+    total, mining = tables[1].num_rows, run.job.mining
+    counts: Counter[str] = Counter()
+    with progress.bar("search", total, "queries") as tick:
+        for number, low in enumerate(range(0, total, mining.block)):
+            high = min(low + mining.block, total)
+            part = work / f"part-{number:05d}.parquet"
+            if not part.is_file():
+                found, positives = candidates.run(
+                    inputs, low, high, searcher, mining, run.job.pool_size, run.job.seed
+                )
+                store.write_table(work / f"positives-{number:05d}.parquet", positives)
+                store.write_table(part, found)
+            counts.update(store.read_table(part, ["reason"]).column("reason").to_pylist())
+            tick(high - low)
+    pooled = counts.pop("", 0)
+    return Done({"candidates": pooled + counts.total(), "pool": pooled, "dropped": dict(sorted(counts.items()))})
+
+
+# ---------------------------------------------------------------- judge and generate
+
+
+def run_judgments(run: Context, work: Path) -> Done:
+    total = sum(_pool(part).num_rows for part in run.parts("candidates", "part"))
+    return _judge(run, work, lambda: _pool_pairs(run), total, "judge")
+
+
+def _pool(part: Path) -> pa.Table:
+    table = store.read_table(part, ["query_id", "doc_id", "pool_rank"])
+    return table.filter(table.column("pool_rank").is_valid())
+
+
+def references(run: Context) -> dict[str, str]:
+    """The positive that stands for each query in prompts: highest relevance, then score, then lowest doc_id."""
+    best: dict[str, tuple[int, float, str]] = {}
+    for part in run.parts("candidates", "positives"):
+        for row in store.read_table(part).to_pylist():
+            rank = (-row["relevance"], -row["score"], row["doc_id"])
+            best[row["query_id"]] = min(best.get(row["query_id"], rank), rank)
+    return {query_id: rank[2] for query_id, rank in best.items()}
+
+
+def _pool_pairs(run: Context) -> Iterator[judgments.Pair]:
+    reference = references(run)
+    for part in run.parts("candidates", "part"):
+        pool = _pool(part)
+        for query_id, doc_id in zip(
+            pool.column("query_id").to_pylist(), pool.column("doc_id").to_pylist(), strict=True
+        ):
+            yield judgments.Pair(
+                query_id, doc_id, run.queries[query_id], run.passages[reference[query_id]], run.passages[doc_id]
+            )
+
+
+def _judge(
+    run: Context, work: Path, pairs: Callable[[], Iterator[judgments.Pair]], total: int, what: str
+) -> Done:
+    counts: dict[str, Counter[str]] = {"status": Counter(), "verdict": Counter(), "tokens": Counter()}
+    missing: Counter[str] = Counter()
+    with progress.bar(what, total, "answers") as tick:
+        tables = judgments.run(
+            pairs, run.prompt("judge"), run.endpoint("judge"), run.job.judge, run.ask("judge", tick)
+        )
+        rows = store.write_batches(
+            work / "judgments.parquet", judgments.JUDGMENTS, _counted(tables, counts, missing)
+        )
+    _warn(run, what, missing)
+    return Done({"rows": rows, **_plain(counts)}, complete=not missing)
+
+
+def _counted(
+    tables: Iterable[pa.Table], counts: dict[str, Counter[str]], missing: Counter[str]
+) -> Iterator[pa.Table]:
+    for table in tables:
+        for row in table.to_pylist():
+            counts["status"][row["status"]] += 1
+            if "verdict" in row:
+                counts["verdict"][row["verdict"]] += 1
+            counts["tokens"]["prompt"] += row["prompt_tokens"] or 0
+            counts["tokens"]["completion"] += row["completion_tokens"] or 0
+            if row["status"] == "missing":
+                missing[row["detail"]] += 1
+        yield table
+
+
+def _plain(counts: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:
+    return {name: dict(sorted(counter.items())) for name, counter in counts.items() if counter}
+
+
+def _warn(run: Context, what: str, missing: Counter[str]) -> None:
+    if missing:
+        reason, count = missing.most_common(1)[0]
+        others = f", and {len(missing) - 1} other reasons" if len(missing) > 1 else ""
+        run.warnings.append(f"{what}: {missing.total()} answers are missing ({count} times: {reason}{others})")
+
+
+def run_synthetic(run: Context, work: Path) -> Done:
+    demands = _demands(run)
+    counts: dict[str, Counter[str]] = {"status": Counter(), "tokens": Counter()}
+    missing: Counter[str] = Counter()
+    classes = {fold(text) for text in texts(run.table("corpus", "passages"))} if demands else set()
+    with progress.bar("generate", len(demands), "answers") as tick:
+        table = synthetic.run(
+            lambda: iter(demands),
+            run.prompt("generator"),
+            run.endpoint("generator"),
+            run.job.generator,
+            run.ask("generator", tick),
+            classes.__contains__,
+        )
+    if any(table.column("text").to_pylist()):
+        table = synthetic.score(table, _query_vectors(run), encoders.load(run.job.encoder))
+    store.write_batches(work / "synthetic.parquet", synthetic.SYNTHETIC, _counted([table], counts, missing))
+    _warn(run, "generate", missing)
+    return Done({"rows": table.num_rows, **_plain(counts)}, complete=not missing)
+
+
+def _demands(run: Context) -> list[synthetic.Demand]:
+    reference, wanted = references(run), run.job.mining.negatives
+    found = []
+    for part, judged in judged_parts(run):
+        table = store.read_table(part)
+        taken = Counter(
+            q
+            for q, slot in zip(
+                table.column("query_id").to_pylist(), ranking.slots(table, judged, wanted).tolist(), strict=True
+            )
+            if slot
+        )
+        for query_id in sorted(set(_positives_of(part).column("query_id").to_pylist())):
+            count = synthetic.wanted(wanted - taken[query_id], wanted, run.job.generator)
+            for facet in synthetic.facets(int(content_id(query_id), 16), count, run.job.generator):
+                doc_id = reference[query_id]
+                found.append(
+                    synthetic.Demand(query_id, run.queries[query_id], doc_id, run.passages[doc_id], facet)
+                )
+    return found
+
+
+def _positives_of(part: Path) -> pa.Table:
+    return store.read_table(part.with_name(part.name.replace("part-", "positives-")))
+
+
+def judged_parts(run: Context) -> Iterator[tuple[Path, pa.Table | None]]:
+    """Each candidates file with the judgments of its pool rows; None where the judge is off."""
+    judged = run.table("judgments", "judgments") if run.job.judge.enabled else None
+    start = 0
+    for part in run.parts("candidates", "part"):
+        size = _pool(part).num_rows
+        yield part, None if judged is None else judged.slice(start, size)
+        start += size
+
+
+def _query_vectors(run: Context) -> Callable[[list[str]], Array]:
+    vectors_ = np.load(run.folder.step("vectors") / "queries.npy", mmap_mode="r")
+    row = {query_id: i for i, query_id in enumerate(run.table("corpus", "queries").column("query_id").to_pylist())}
+    return lambda ids: np.asarray(vectors_[[row[i] for i in ids]])
+
+
+def run_synthetic_judgments(run: Context, work: Path) -> Done:
+    reference = references(run)
+    rows = [row for row in run.table("synthetic", "synthetic").to_pylist() if row["status"] == "ok"]
+
+    def pairs() -> Iterator[judgments.Pair]:
+        for row in rows:
+            query_id = row["query_id"]
+            positive = run.passages[reference[query_id]]
+            yield judgments.Pair(query_id, row["doc_id"], run.queries[query_id], positive, row["text"])
+
+    return _judge(run, work, pairs, len(rows), "judge synthetic")
+
+
+# ---------------------------------------------------------------- decide and export
+
+
+def run_decisions(run: Context, work: Path) -> Done:
+    written = _synthetic_rows(run)
+    counts: Counter[str] = Counter()
+    outcomes: Counter[str] = Counter()
+    for part, judged in judged_parts(run):
+        positives = _positives_of(part).column("query_id").to_pylist()
+        mine = {q: written[q] for q in set(positives) if q in written}
+        decided, became = decisions.run(store.read_table(part), judged, mine, positives, run.job)
+        number = part.stem.removeprefix("part-")
+        store.write_table(work / f"outcomes-{number}.parquet", became)
+        store.write_table(work / f"part-{number}.parquet", decided)
+        for source, reason in zip(
+            decided.column("source").to_pylist(), decided.column("reason").to_pylist(), strict=True
+        ):
+            counts[f"{source}.{reason or 'kept'}"] += 1
+        outcomes.update(reason or "exported" for reason in became.column("reason").to_pylist())
+    return Done({"candidates": dict(sorted(counts.items())), "queries": dict(sorted(outcomes.items()))})
+
+
+def _synthetic_rows(run: Context) -> dict[str, list[dict[str, Any]]]:
+    if not run.job.generator.enabled:
+        return {}
+    judged = {(r["query_id"], r["doc_id"]): r for r in run.table("synthetic_judgments", "judgments").to_pylist()}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in run.table("synthetic", "synthetic").to_pylist():
+        judgment = judged.get((row["query_id"], row["doc_id"]), {})
+        rows.setdefault(row["query_id"], []).append({**row, "judgment": judgment})
+    return rows
+
+
+def run_export(run: Context, work: Path) -> Done:
+    texts_ = export.Texts(run.queries, run.passages)
+    keys_: dict[str, dict[tuple[str, str], str]] = {"judgments": {}, "synthetic": {}}
+    if run.job.judge.enabled:
+        keys_["judgments"] |= _request_keys(run.table("judgments", "judgments"))
+    if run.job.generator.enabled:
+        keys_["judgments"] |= _request_keys(run.table("synthetic_judgments", "judgments"))
+        written = run.table("synthetic", "synthetic")
+        keys_["synthetic"] |= _request_keys(written)
+        for row in written.to_pylist():
+            run.passages.add(row["doc_id"], row["text"] or "")
+    counts: dict[str, Any] = {}
+    for name in run.job.export.formats:
+        write = exporters.get(name)
+        counts[name] = write(
+            name, lambda: export.run(_parts(run), texts_), work, run.job.export, run.job.mining.negatives
+        )
+    tables = export.provenance(_parts(run), keys_)
+    counts["negatives"] = store.write_batches(work / "provenance.parquet", export.PROVENANCE, tables)
+    return Done(counts)
+
+
+def _request_keys(table: pa.Table) -> dict[tuple[str, str], str]:
+    columns = [table.column(name).to_pylist() for name in ("query_id", "doc_id", "request_key")]
+    return {(query_id, doc_id): key for query_id, doc_id, key in zip(*columns, strict=True)}
+
+
+def _parts(run: Context) -> Iterator[export.Part]:
+    for part in run.parts("decisions", "part"):
+        number = part.stem.removeprefix("part-")
+        positives = run.folder.step("candidates") / f"positives-{number}.parquet"
+        yield export.Part(
+            store.read_table(part),
+            store.read_table(part.with_name(f"outcomes-{number}.parquet")),
+            store.read_table(positives),
+        )

@@ -1,0 +1,143 @@
+"""Files that are either whole or absent: temporary name, fsync, rename; and the hashes that stamps hold."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from miner.errors import UserError
+
+ROWS_PER_GROUP = 1 << 17
+
+
+def replace(path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write` on a temporary name beside `path`, then fsync and rename it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(part)
+        with part.open("rb") as handle:
+            os.fsync(handle.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write ({error.strerror}); free space or choose another folder") from error
+    finally:
+        part.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    replace(path, lambda part: part.write_text(text, encoding="utf-8") and None)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
+    """One compact JSON object a line; gzip where the name ends in .gz. Returns the number of rows."""
+    count = 0
+
+    def write(part: Path) -> None:
+        nonlocal count
+        with part.open("wb") as raw, _packed(raw, path) as handle:
+            for row in rows:
+                handle.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+                count += 1
+
+    replace(path, write)
+    return count
+
+
+def _packed(raw: IO[bytes], path: Path) -> Any:
+    # mtime=0 and no file name: the same rows give the same bytes.
+    return gzip.GzipFile("", "wb", 9, raw, mtime=0) if path.suffix == ".gz" else raw
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    write_batches(path, table.schema, [table])
+
+
+def write_batches(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
+    """Stream tables of one schema into one Parquet file. Returns the number of rows."""
+    count = 0
+
+    def write(part: Path) -> None:
+        nonlocal count
+        with pq.ParquetWriter(part, schema, compression="zstd") as writer:
+            for table in tables:
+                writer.write_table(table.cast(schema), row_group_size=ROWS_PER_GROUP)
+                count += table.num_rows
+
+    replace(path, write)
+    return count
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    return pq.read_table(path, columns=columns)
+
+
+def iter_tables(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The row groups of a Parquet file, one after the other."""
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, columns=columns)
+
+
+def save_array(path: Path, array: np.ndarray[Any, Any]) -> None:
+    def write(part: Path) -> None:
+        with part.open("wb") as handle:
+            np.save(handle, array)
+
+    replace(path, write)
+
+
+def open_lines(path: Path) -> IO[bytes]:
+    """A file for reading line by line; .gz is unpacked on the way."""
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def digest(value: Any) -> str:
+    """64 hex digits: the SHA-256 of a value's canonical JSON (sorted keys, no spaces, UTF-8)."""
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def tree_digest(folder: Path) -> dict[str, str]:
+    """Content hash of each file below a folder, by relative name, in order."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.endswith(".part"))
+    return {p.relative_to(folder).as_posix(): file_digest(p) for p in files}
+
+
+def promote(work: Path, final: Path) -> None:
+    """Put a finished folder in the place of an older one."""
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.replace(old)
+    work.replace(final)
+    sync_folder(final.parent)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,164 @@
+"""What the command line shows: the plan, the summary, one query with everything known of its candidates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from miner import engine, store
+from miner.config import Job
+from miner.errors import UserError
+from miner.job import JobFolder, Stamp
+from miner.ledger import Ledger
+from miner.readers.rows import clip
+from miner.steps import Context, Passages
+
+Row = dict[str, Any]
+
+
+def _flat(counts: Row, prefix: str = "") -> Row:
+    return {
+        k: v
+        for name, value in counts.items()
+        for k, v in (_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}).items()
+    }
+
+
+def _counts(counts: Row) -> str:
+    return ", ".join(f"{name} {value:,}" for name, value in _flat(counts).items())
+
+
+def summary(folder: JobFolder, stamps: list[Stamp], warnings: list[str]) -> Row:
+    files = [str(p) for p in sorted(folder.step("export").glob("*"))] if stamps[-1].step == "export" else []
+    return {
+        "job": str(folder.root),
+        "steps": {stamp.step: stamp.counts for stamp in stamps},
+        "complete": all(stamp.complete for stamp in stamps),
+        "warnings": warnings,
+        "files": files,
+    }
+
+
+def print_summary(found: Row) -> None:
+    console = Console(highlight=False)
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for step, counts in found["steps"].items():
+        table.add_row(step, _counts(counts))
+    console.print(table)
+    for warning in found["warnings"]:
+        console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
+    for file in found["files"]:
+        console.print(Text(file), soft_wrap=True)
+
+
+def plan(job: Job) -> Row:
+    """Each step with its state, and the counts that are known before running."""
+    folder = JobFolder(Path(job.job or ""))
+    ledger = Ledger(folder.ledger) if folder.ledger.is_file() else None
+    context = Context(job, folder, ledger)  # type: ignore[arg-type]  # states() asks nothing
+    steps = [
+        {"step": name, "state": why or "fresh", "counts": stamp.counts if stamp else {}}
+        for name, why, stamp in engine.states(context)
+    ]
+    answers = len(ledger) if ledger else 0
+    return {"job": str(folder.root), "steps": steps, "answers in the ledger": answers, **_expected(job, steps)}
+
+
+def _expected(job: Job, steps: list[Row]) -> Row:
+    counts = {row["step"]: row["counts"] for row in steps}
+    queries = counts["corpus"].get("queries")
+    if not job.judge.enabled:
+        return {"judge requests": 0}
+    pooled = counts["candidates"].get("pool")
+    at_most = pooled if pooled is not None else queries and queries * job.pool_size
+    return {"judge requests": at_most if at_most is not None else "unknown until the data is read"}
+
+
+def print_plan(found: Row) -> None:
+    console = Console(highlight=False)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("step", "state", "counts"):
+        table.add_column(name)
+    for row in found["steps"]:
+        table.add_row(row["step"], row["state"], _counts(row["counts"]))
+    console.print(table)
+    for name in ("job", "answers in the ledger", "judge requests"):
+        console.print(f"{name}: {found[name]}", soft_wrap=True)
+
+
+def query(job: Job, query_id: str) -> Row:
+    """A query, its positives and its candidates with all that is known of them. Raises UserError."""
+    folder = JobFolder(Path(job.job or ""))
+    queries = _optional(folder, "corpus/queries.parquet")
+    if not queries:
+        raise UserError(f"{folder.root}: nothing is mined yet; run `miner mine` first")
+    row = next((r for r in queries if r["query_id"] == query_id), None)
+    if row is None:
+        known = ", ".join(r["query_id"] for r in queries[:3])
+        raise UserError(f"query {query_id!r} is not in this job, which has {len(queries)}: {known}, …")
+    passages = Passages(store.read_table(folder.step("corpus") / "passages.parquet"))
+    judged = _judgments(folder, query_id)
+    written = {r["doc_id"]: r for r in _of(folder, "synthetic/synthetic.parquet", query_id)}
+    for doc_id, synthetic in written.items():
+        passages.add(doc_id, synthetic["text"] or "")
+    rows = _parts(folder, "decisions", "part", query_id) or _parts(folder, "candidates", "part", query_id)
+    for candidate in rows:
+        judgment = judged.get(candidate["doc_id"], {})
+        candidate |= {k: judgment.get(k) for k in ("grade", "status", "evidence", "detail", "request_key")}
+        candidate["text"] = passages[candidate["doc_id"]]
+        if candidate["doc_id"] in written:
+            candidate |= {k: written[candidate["doc_id"]][k] for k in ("facet", "change")}
+    positives = _parts(folder, "candidates", "positives", query_id)
+    for positive in positives:
+        positive["text"] = passages[positive["doc_id"]]
+    return {"query_id": query_id, "text": row["text"], "positives": positives, "candidates": rows}
+
+
+def _optional(folder: JobFolder, name: str) -> list[Row]:
+    path = folder.root / name
+    return list(store.read_table(path).to_pylist()) if path.is_file() else []
+
+
+def _of(folder: JobFolder, name: str, query_id: str) -> list[Row]:
+    path = folder.root / name
+    if not path.is_file():
+        return []
+    table = store.read_table(path)
+    return list(table.filter(pc.equal(table.column("query_id"), query_id)).to_pylist())
+
+
+def _judgments(folder: JobFolder, query_id: str) -> dict[str, Row]:
+    names = ("judgments/judgments.parquet", "synthetic_judgments/judgments.parquet")
+    return {row["doc_id"]: row for name in names for row in _of(folder, name, query_id)}
+
+
+def _parts(folder: JobFolder, step: str, prefix: str, query_id: str) -> list[Row]:
+    names = sorted(p.name for p in folder.step(step).glob(f"{prefix}-*.parquet"))
+    return [row for name in names for row in _of(folder, f"{step}/{name}", query_id)]
+
+
+def print_query(found: Row) -> None:
+    console = Console(highlight=False)
+    console.print(Text(f"{found['query_id']}  {clip(found['text'], 400)}", style="bold"))
+    for row in found["positives"]:
+        console.print(Text(f"  + {row['doc_id']}  {row['score']:.4f}  {clip(row['text'], 100)}", style="green"))
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for name in ("slot", "rank", "score", "grade", "decision", "passage"):
+        table.add_column(name, justify="right" if name in ("slot", "rank", "score", "grade") else "left")
+    for row in found["candidates"]:
+        table.add_row(*_cells(row), style="" if row.get("kept") else "dim")
+    console.print(table)
+
+
+def _cells(row: Row) -> list[Text]:
+    evidence = f"\n“{clip(row['evidence'], 100)}”" if row.get("evidence") else ""
+    values = [row.get("slot"), row.get("rank"), None, row.get("grade")]
+    cells = ["" if value is None else str(value) for value in values]
+    cells[2] = "" if row["score"] is None else f"{row['score']:.4f}"
+    decision = row["reason"] or ("kept" if row.get("kept") else "pool")
+    return [Text(c) for c in (*cells, decision, f"{row['doc_id']}  {clip(row['text'], 60)}{evidence}")]
