@@ -182,10 +182,10 @@ class Job(Model):
     generator: Generator = Generator()  # type: ignore[call-arg]
     export: Export = Export()  # type: ignore[call-arg]
     seed: int = Field(13, ge=0, description="Seed of every random choice.")
-    job: str | None = Field(None, description="Folder of the job; null: the job file's name with .job in place of .yaml.")
-    vector_cache: str | None = Field(
-        None, description="Folder of vectors shared by jobs; null: inside the job."
+    job: str | None = Field(
+        None, description="Folder of the job; null: the job file's name with .job in place of .yaml."
     )
+    vector_cache: str | None = Field(None, description="Folder of vectors shared by jobs; null: inside the job.")
     prompts: str | None = Field(None, description="Folder searched for prompts before the shipped ones.")
 
     @model_validator(mode="after")

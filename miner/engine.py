@@ -38,7 +38,9 @@ def _corpus(run: Context) -> Inputs:
     data = run.job.data
     root = Path(data.path)
     files = {
-        str(path.relative_to(root) if path.is_relative_to(root) and path != root else path.name): store.file_digest(path)
+        str(path.relative_to(root) if path.is_relative_to(root) and path != root else path.name): store.file_digest(
+            path
+        )
         for path in _read_files(run)
     }
     source = {"data.path": data.path} if readers.detect(data) == "datasets" and not root.exists() else {}

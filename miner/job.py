@@ -105,7 +105,9 @@ class JobFolder:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 handle.seek(0)
-                raise UserError(f"{self.root}: process {handle.read().strip()} is running this job; wait for it") from None
+                raise UserError(
+                    f"{self.root}: process {handle.read().strip()} is running this job; wait for it"
+                ) from None
             handle.truncate(0)
             handle.write(str(os.getpid()))
             handle.flush()

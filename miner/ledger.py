@@ -60,7 +60,9 @@ class Ledger:
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute(SCHEMA)
         except sqlite3.Error as error:
-            raise UserError(f"{path}: cannot open the ledger ({error}); restore it from a copy or move it away") from None
+            raise UserError(
+                f"{path}: cannot open the ledger ({error}); restore it from a copy or move it away"
+            ) from None
 
     def close(self) -> None:
         self._db.close()

@@ -20,7 +20,11 @@ def bar(what: str, total: int | None, unit: str) -> Iterator[Tick]:
         from tqdm import tqdm
 
         with tqdm(total=total, desc=what, unit=unit, file=sys.stderr, leave=False) as shown:
-            yield lambda count: shown.update(count) and None
+
+            def tick(count: int) -> None:
+                shown.update(count)
+
+            yield tick
     else:
         yield _logged(what, total, unit)
 

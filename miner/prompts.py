@@ -56,7 +56,9 @@ class Prompt:
                 for role, part in (("system", self.system), ("user", self.user))
             ]
         except TemplateError as error:
-            raise UserError(f"prompt {self.front.name}: cannot render ({error}); its inputs are {self.front.inputs}") from None
+            raise UserError(
+                f"prompt {self.front.name}: cannot render ({error}); its inputs are {self.front.inputs}"
+            ) from None
 
 
 def load(task: Task, name: str, own: Path | None) -> Prompt:
@@ -164,9 +166,7 @@ def quotes(evidence: str, passage: str) -> bool:
     return fold(evidence).strip("\"'“”…. ") in fold(passage)
 
 
-def answered(
-    parsed: Parsed, key: str, model: str, prompt: Prompt, response: dict[str, Any] | None
-) -> dict[str, Any]:
+def answered(parsed: Parsed, key: str, model: str, prompt: Prompt, response: dict[str, Any] | None) -> dict[str, Any]:
     """The columns `records.ANSWERED` of a row that rests on this answer."""
     usage = (response or {}).get("usage") or {}
     return {

@@ -86,7 +86,9 @@ DECISIONS = pa.schema(
         ("slot", pa.int32()),
     ]
 )
-OUTCOMES = pa.schema([("query_id", TEXT), ("positives", pa.int32()), ("negatives", pa.int32()), ("reason", pa.string())])
+OUTCOMES = pa.schema(
+    [("query_id", TEXT), ("positives", pa.int32()), ("negatives", pa.int32()), ("reason", pa.string())]
+)
 
 
 def passage_text(title: str, text: str) -> str:

@@ -16,7 +16,7 @@ from miner import encoders, exporters, llms, progress, prompts, ranking, readers
 from miner.config import Endpoint, Job
 from miner.job import JobFolder
 from miner.ledger import Ledger
-from miner.records import content_id, fold, texts
+from miner.records import JUDGMENTS, SYNTHETIC, content_id, fold, texts
 from miner.stages import candidates, corpus, decisions, export, judgments, synthetic, vectors
 from miner.vector_cache import VectorCache, keys
 
@@ -136,20 +136,18 @@ def run_candidates(run: Context, work: Path) -> Done:
     """Blocks of queries, one file each; a block whose file is there from an interrupted run is not searched again."""
     folder = run.folder.step("vectors")
     passage_vectors = np.load(folder / "passages.npy", mmap_mode="r")
-    tables = [run.table("corpus", name) for name in ("passages", "queries", "qrels")]
+    passages, queries, qrels = (run.table("corpus", name) for name in ("passages", "queries", "qrels"))
     query_vectors = np.load(folder / "queries.npy", mmap_mode="r")
-    inputs = candidates.prepare(*tables, passage_vectors, query_vectors, run.job.data.relevant_from)
+    inputs = candidates.prepare(passages, queries, qrels, passage_vectors, query_vectors, run.job.data.relevant_from)
     searcher = searchers.build("flat", passage_vectors)
-    total, mining = tables[1].num_rows, run.job.mining
+    total, mining = queries.num_rows, run.job.mining
     counts: Counter[str] = Counter()
     with progress.bar("search", total, "queries") as tick:
         for number, low in enumerate(range(0, total, mining.block)):
             high = min(low + mining.block, total)
             part = work / f"part-{number:05d}.parquet"
             if not part.is_file():
-                found, positives = candidates.run(
-                    inputs, low, high, searcher, mining, run.job.pool_size, run.job.seed
-                )
+                found, positives = candidates.run(inputs, low, high, searcher, mining, run.job.pool_size, run.job.seed)
                 store.write_table(work / f"positives-{number:05d}.parquet", positives)
                 store.write_table(part, found)
             counts.update(store.read_table(part, ["reason"]).column("reason").to_pylist())
@@ -193,25 +191,17 @@ def _pool_pairs(run: Context) -> Iterator[judgments.Pair]:
             )
 
 
-def _judge(
-    run: Context, work: Path, pairs: Callable[[], Iterator[judgments.Pair]], total: int, what: str
-) -> Done:
+def _judge(run: Context, work: Path, pairs: Callable[[], Iterator[judgments.Pair]], total: int, what: str) -> Done:
     counts: dict[str, Counter[str]] = {"status": Counter(), "verdict": Counter(), "tokens": Counter()}
     missing: Counter[str] = Counter()
     with progress.bar(what, total, "answers") as tick:
-        tables = judgments.run(
-            pairs, run.prompt("judge"), run.endpoint("judge"), run.job.judge, run.ask("judge", tick)
-        )
-        rows = store.write_batches(
-            work / "judgments.parquet", judgments.JUDGMENTS, _counted(tables, counts, missing)
-        )
+        tables = judgments.run(pairs, run.prompt("judge"), run.endpoint("judge"), run.job.judge, run.ask("judge", tick))
+        rows = store.write_batches(work / "judgments.parquet", JUDGMENTS, _counted(tables, counts, missing))
     _warn(run, what, missing)
     return Done({"rows": rows, **_plain(counts)}, complete=not missing)
 
 
-def _counted(
-    tables: Iterable[pa.Table], counts: dict[str, Counter[str]], missing: Counter[str]
-) -> Iterator[pa.Table]:
+def _counted(tables: Iterable[pa.Table], counts: dict[str, Counter[str]], missing: Counter[str]) -> Iterator[pa.Table]:
     for table in tables:
         for row in table.to_pylist():
             counts["status"][row["status"]] += 1
@@ -251,7 +241,7 @@ def run_synthetic(run: Context, work: Path) -> Done:
         )
     if any(table.column("text").to_pylist()):
         table = synthetic.score(table, _query_vectors(run), encoders.load(run.job.encoder))
-    store.write_batches(work / "synthetic.parquet", synthetic.SYNTHETIC, _counted([table], counts, missing))
+    store.write_batches(work / "synthetic.parquet", SYNTHETIC, _counted([table], counts, missing))
     _warn(run, "generate", missing)
     return Done({"rows": table.num_rows, **_plain(counts)}, complete=not missing)
 
@@ -272,9 +262,7 @@ def _demands(run: Context) -> list[synthetic.Demand]:
             count = synthetic.wanted(wanted - taken[query_id], wanted, run.job.generator)
             for facet in synthetic.facets(int(content_id(query_id), 16), count, run.job.generator):
                 doc_id = reference[query_id]
-                found.append(
-                    synthetic.Demand(query_id, run.queries[query_id], doc_id, run.passages[doc_id], facet)
-                )
+                found.append(synthetic.Demand(query_id, run.queries[query_id], doc_id, run.passages[doc_id], facet))
     return found
 
 

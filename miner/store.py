@@ -20,7 +20,7 @@ from miner.errors import UserError
 ROWS_PER_GROUP = 1 << 17
 
 
-def replace(path: Path, write: Callable[[Path], None]) -> None:
+def replace(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a temporary name beside `path`, then fsync and rename it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -30,7 +30,7 @@ def replace(path: Path, write: Callable[[Path], None]) -> None:
             os.fsync(handle.fileno())
         part.replace(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot write ({error.strerror}); free space or choose another folder") from error
+        raise UserError(f"{path}: cannot write ({error.strerror}); free space or choose another folder") from None
     finally:
         part.unlink(missing_ok=True)
     sync_folder(path.parent)
@@ -45,7 +45,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    replace(path, lambda part: part.write_text(text, encoding="utf-8") and None)
+    replace(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -110,7 +110,7 @@ def save_array(path: Path, array: np.ndarray[Any, Any]) -> None:
     replace(path, write)
 
 
-def open_lines(path: Path) -> IO[bytes]:
+def open_lines(path: Path) -> gzip.GzipFile | IO[bytes]:
     """A file for reading line by line; .gz is unpacked on the way."""
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 

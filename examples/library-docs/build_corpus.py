@@ -204,7 +204,7 @@ def main() -> None:
         with temporary.open("w", encoding="utf-8", newline="\n") as stream:
             for row in rows:
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-        os.replace(temporary, OUTPUT)
+        temporary.replace(OUTPUT)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

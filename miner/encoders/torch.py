@@ -97,5 +97,3 @@ def export_onnx(settings: config.Encoder, files: Files) -> Path:
 
     replace(target, write)
     return target
-
-

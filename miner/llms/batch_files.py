@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from miner.errors import UserError
 from miner.ledger import Request
 from miner.readers import rows
 
@@ -28,7 +29,7 @@ def read_answers(path: Path) -> Iterator[Line]:
     for row in rows.read(path):
         key = row.values.get("custom_id")
         if not isinstance(key, str):
-            raise rows.UserError(f"{row.place}: no custom_id; an answers file has the Batch API's output form")
+            raise UserError(f"{row.place}: no custom_id; an answers file has the Batch API's output form")
         yield Line(key, *_outcome(row.values), row.values.get("miner") or {})
 
 

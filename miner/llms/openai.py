@@ -74,7 +74,9 @@ class OpenAIBackend:
         reason = f"HTTP {failure.status_code}: {_clean(failure, self._api_key)}"
         code = str(getattr(failure, "code", "") or "")
         if failure.status_code in STOP_STATUS or code == "insufficient_quota":
-            raise ProviderStop(f"the provider refuses every request ({reason}); check key, quota and model, then run again")
+            raise ProviderStop(
+                f"the provider refuses every request ({reason}); check key, quota and model, then run again"
+            )
         return reason
 
 

@@ -94,9 +94,9 @@ class _Block:
     score: Array
 
 
-def run(inputs: Inputs, low: int, high: int, searcher: Searcher, mining: Mining, pool: int, seed: int) -> tuple[
-    pa.Table, pa.Table
-]:
+def run(
+    inputs: Inputs, low: int, high: int, searcher: Searcher, mining: Mining, pool: int, seed: int
+) -> tuple[pa.Table, pa.Table]:
     """Candidates and scored positives of the queries low..high, both sorted by (query, rank) and (query, passage)."""
     block = _search(inputs, low, high, searcher, mining.depth)
     query, row = block.query, block.row
@@ -191,7 +191,7 @@ def _within_depth(query: Array, reason: Array, depth: int) -> Array:
     counts = ~np.isin(reason, ["positive", "positive_copy"])
     running = np.cumsum(counts)
     starts = np.flatnonzero(np.r_[True, query[1:] != query[:-1]])
-    before = np.repeat(running[starts] - counts[starts], np.diff(np.r_[starts, len(query)]))
+    before: Array = np.repeat(running[starts] - counts[starts], np.diff(np.r_[starts, len(query)]))
     return np.asarray(running - before <= depth)
 
 

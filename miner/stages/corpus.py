@@ -123,7 +123,10 @@ class _Intake:
 
 
 def run(source: Source, relevant_from: int) -> Corpus:
-    """Read a source to its end; pairs files know no grades, so every pair counts as a positive. Raises UserError where nothing could be mined from what is left."""
+    """Read a source to its end; pairs files know no grades, so every pair counts as a positive.
+
+    Raises UserError where nothing could be mined from what is left.
+    """
     intake = _Intake()
     for passage in source.passages:
         intake.passage(passage, merge=False)

@@ -16,7 +16,11 @@ Row = dict[str, Any]
 
 
 def run(
-    candidates: pa.Table, judgments: pa.Table | None, synthetic: dict[str, list[Row]], positives: Iterable[str], job: Job
+    candidates: pa.Table,
+    judgments: pa.Table | None,
+    synthetic: dict[str, list[Row]],
+    positives: Iterable[str],
+    job: Job,
 ) -> tuple[pa.Table, pa.Table]:
     """Decisions on candidates (and what became of each query) for the queries of one candidates file.
 

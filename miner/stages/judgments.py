@@ -30,9 +30,7 @@ class Pair:
     passage: str
 
 
-def run(
-    pairs: Any, prompt: prompts.Prompt, endpoint: Endpoint, judge: Judge, ask: Ask
-) -> Iterator[pa.Table]:
+def run(pairs: Any, prompt: prompts.Prompt, endpoint: Endpoint, judge: Judge, ask: Ask) -> Iterator[pa.Table]:
     """One JUDGMENTS row per pair, in order. pairs: a function that starts the iteration anew at each call."""
 
     def requests() -> Iterator[Request]:

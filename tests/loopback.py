@@ -1,0 +1,114 @@
+"""A real HTTP server on loopback that speaks the chat completions API and counts what it is asked.
+
+Answers come from the request alone (a hash decides the grade), so every run of a job gets the same ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+FENCED = re.compile(r"=== (\w+) \w+ ===\n(.*?)\n(?==== )", re.DOTALL)
+Reply = tuple[int, dict[str, str], bytes]
+
+
+def parts(body: dict[str, Any]) -> dict[str, str]:
+    """The fenced texts of a request: {"QUERY": …, "PASSAGE": …}."""
+    return dict(FENCED.findall(body["messages"][-1]["content"]))
+
+
+def grade(body: dict[str, Any]) -> int:
+    """0-3 by hash; about a third of the pairs count as relevant."""
+    return hashlib.sha256(json.dumps(parts(body), sort_keys=True).encode()).digest()[0] % 6 // 2
+
+
+def completion(content: str, finish_reason: str = "stop", **message: Any) -> bytes:
+    return json.dumps(
+        {
+            "id": "toy",
+            "object": "chat.completion",
+            "created": 0,
+            "model": "toy",
+            "choices": [
+                {
+                    "index": 0,
+                    "finish_reason": finish_reason,
+                    "message": {"role": "assistant", "content": content, **message},
+                }
+            ],
+            "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
+        }
+    ).encode()
+
+
+def sensible(body: dict[str, Any]) -> Reply:
+    """A judge that quotes the passage, and a generator that varies it."""
+    texts = parts(body)
+    if "FACET" in texts:
+        answer: dict[str, Any] = {"change": texts["FACET"], "passage": f"{texts['PASSAGE']} Not so: {texts['FACET']}."}
+    else:
+        answer = {"evidence": texts["PASSAGE"][:20], "grade": grade(body)}
+    return 200, {}, completion(json.dumps(answer))
+
+
+class Loopback:
+    """`with Loopback() as server:` -> server.url, server.completed (request body -> times answered in full)."""
+
+    def __init__(self, reply: Callable[[dict[str, Any]], Reply] = sensible, delay_s: float = 0.0) -> None:
+        self.reply, self.delay_s = reply, delay_s
+        self.completed: Counter[str] = Counter()
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Loopback:
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def do_POST(self) -> None:
+                raw = self.rfile.read(int(self.headers["content-length"]))
+                body = json.loads(raw)
+                with outer._lock:
+                    outer.bodies.append(body)
+                    outer.headers.append(dict(self.headers))
+                time.sleep(outer.delay_s)
+                status, headers, content = outer.reply(body)
+                try:
+                    self.send_response(status)
+                    for name, value in headers.items():
+                        self.send_header(name, value)
+                    self.send_header("content-type", "application/json")
+                    self.send_header("content-length", str(len(content)))
+                    self.end_headers()
+                    self.wfile.write(content)
+                    self.wfile.flush()
+                except (BrokenPipeError, ConnectionResetError):
+                    return
+                if status == 200:
+                    with outer._lock:
+                        outer.completed[json.dumps(body, sort_keys=True)] += 1
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
