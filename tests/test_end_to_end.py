@@ -19,6 +19,11 @@ def jsonl(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def rows_of(folder: Path, step: str) -> list[dict]:
+    paths = sorted((folder / "job.job" / step).glob("part-*"))
+    return [row for path in paths for row in pq.read_table(path).to_pylist()]
+
+
 def test_mining_alone_exports_unjudged_negatives(tmp_path, miner):
     miner("run", toy.job(tmp_path))
     rows = jsonl(tmp_path / "job.job/export/flagembedding.jsonl")
@@ -32,13 +37,7 @@ def test_mining_alone_exports_unjudged_negatives(tmp_path, miner):
 
 def test_every_candidate_is_accounted_for(tmp_path, miner):
     miner("run", toy.job(tmp_path))
-    decided = pq.read_table(tmp_path / "job.job/decisions").to_pylist()
-    found = [
-        row
-        for path in sorted((tmp_path / "job.job/candidates").glob("part-*"))
-        for row in pq.read_table(path).to_pylist()
-    ]
-    decided = [r for p in sorted((tmp_path / "job.job/decisions").glob("part-*")) for r in pq.read_table(p).to_pylist()]
+    found, decided = rows_of(tmp_path, "candidates"), rows_of(tmp_path, "decisions")
     assert [(r["query_id"], r["doc_id"]) for r in decided] == [(r["query_id"], r["doc_id"]) for r in found]
     assert all(row["kept"] == (row["reason"] == "") for row in decided)
     assert {row["retriever"] for row in found} == {"dense"}
@@ -98,7 +97,7 @@ def test_a_changed_margin_redoes_only_what_depends_on_it(tmp_path, miner):
 def test_an_unknown_grade_band_is_unsure_and_not_exported(tmp_path, miner):
     with Loopback() as server:
         miner("run", toy.job(tmp_path, llm=toy.llm(server.url), judge={"enabled": True, "pool": 5, "irrelevant_to": 0}))
-    rows = [r for p in (tmp_path / "job.job/decisions").glob("part-*") for r in pq.read_table(p).to_pylist()]
+    rows = rows_of(tmp_path, "decisions")
     unsure = [row for row in rows if row["grade"] == 1]
     assert unsure
     assert {row["reason"] for row in unsure} == {"judged_unsure"}

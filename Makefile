@@ -1,0 +1,36 @@
+# setup, demo, test: one command each in a fresh clone. All of them work in .venv, which is made when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := examples/library-docs
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: setup demo test test-all lint
+
+setup: .venv/done
+
+.venv/done: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[demo,test]'
+	touch $@
+
+demo: .venv/done
+	$(BIN)/python $(DEMO)/build_corpus.py
+	$(BIN)/miner run $(DEMO)/job.yaml
+	$(BIN)/python $(DEMO)/measure.py
+
+lint: .venv/done
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest
+
+# Everything, the slow and heavy checks too: torch, FlagEmbedding and sentence-transformers come along, and the tests
+# marked live run where OPENAI_BASE_URL names a server.
+test-all: lint .venv/interop
+	$(BIN)/pytest -m ''
+
+.venv/interop: .venv/done
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[demo,test,interop]'
+	touch $@
