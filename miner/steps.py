@@ -16,7 +16,7 @@ from miner import encoders, exporters, llms, progress, prompts, ranking, readers
 from miner.config import Endpoint, Job
 from miner.job import JobFolder
 from miner.ledger import Ledger
-from miner.records import JUDGMENTS, SYNTHETIC, content_id, fold, texts
+from miner.records import JUDGMENTS, SYNTHETIC, content_id, texts
 from miner.stages import candidates, corpus, decisions, export, judgments, synthetic, vectors
 from miner.vector_cache import VectorCache, keys
 
@@ -229,7 +229,6 @@ def run_synthetic(run: Context, work: Path) -> Done:
     demands = _demands(run)
     counts: dict[str, Counter[str]] = {"status": Counter(), "tokens": Counter()}
     missing: Counter[str] = Counter()
-    classes = {fold(text) for text in texts(run.table("corpus", "passages"))} if demands else set()
     with progress.bar("generate", len(demands), "answers") as tick:
         table = synthetic.run(
             lambda: iter(demands),
@@ -237,8 +236,8 @@ def run_synthetic(run: Context, work: Path) -> Done:
             run.endpoint("generator"),
             run.job.generator,
             run.ask("generator", tick),
-            classes.__contains__,
         )
+    table = synthetic.refuse_copies(table, texts(run.table("corpus", "passages")))
     if any(table.column("text").to_pylist()):
         table = synthetic.score(table, _query_vectors(run), encoders.load(run.job.encoder))
     store.write_batches(work / "synthetic.parquet", SYNTHETIC, _counted([table], counts, missing))

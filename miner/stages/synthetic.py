@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,9 +44,8 @@ def run(
     endpoint: Endpoint,
     generator: Generator,
     ask: Ask,
-    is_passage: Callable[[str], bool],
 ) -> pa.Table:
-    """One SYNTHETIC row per demand, in order. is_passage: does this folded text stand in the corpus already?"""
+    """One SYNTHETIC row per demand, in order."""
 
     def requests() -> Iterator[Request]:
         return (_request(demand, prompt, endpoint, generator) for demand in demands())
@@ -55,7 +54,7 @@ def run(
     seen: set[tuple[str, str]] = set()
     for demand, (asked, response, error) in zip(demands(), ask(requests), strict=True):
         parsed = prompts.read_answer(response, prompt.front.answer_schema, error)
-        parsed = _check(parsed, demand, seen, is_passage)
+        parsed = _check(parsed, demand, seen)
         text = parsed.value.get("passage", "").strip() or None
         rows.append(
             {
@@ -83,21 +82,30 @@ def _request(demand: Demand, prompt: prompts.Prompt, endpoint: Endpoint, generat
     return request(endpoint, prompt, about, **{k: v for k, v in values.items() if k in prompt.front.inputs})
 
 
-def _check(
-    parsed: prompts.Parsed, demand: Demand, seen: set[tuple[str, str]], is_passage: Callable[[str], bool]
-) -> prompts.Parsed:
-    """Copies are no new negatives: of the positive, of a corpus passage, of an earlier one for the query."""
+def _check(parsed: prompts.Parsed, demand: Demand, seen: set[tuple[str, str]]) -> prompts.Parsed:
+    """Copies are no new negatives: of the positive, or of an earlier one for the query."""
     if parsed.status != "ok":
         return parsed
     text = fold(parsed.value["passage"])
     if not text:
         return prompts.Parsed("unparsable", "empty passage", {})
-    if text == fold(demand.positive) or is_passage(text):
-        return prompts.Parsed("unparsable", "a copy of a corpus passage", {})
+    if text == fold(demand.positive):
+        return prompts.Parsed("unparsable", "a copy of the positive", {})
     if (demand.query_id, text) in seen:
         return prompts.Parsed("unparsable", "a copy of another synthetic passage", {})
     seen.add((demand.query_id, text))
     return parsed
+
+
+def refuse_copies(table: pa.Table, corpus: Iterable[str]) -> pa.Table:
+    """Take out the written passages that stand in the corpus already. Reads the corpus once and keeps none of it."""
+    rows = table.to_pylist()
+    written = {fold(row["text"]) for row in rows if row["text"]}
+    copies = {text for text in map(fold, corpus) if text in written} if written else set()
+    for row in rows:
+        if row["text"] and fold(row["text"]) in copies:
+            row |= {"text": None, "status": "unparsable", "detail": "a copy of a corpus passage"}
+    return pa.Table.from_pylist(rows, SYNTHETIC)
 
 
 def score(table: pa.Table, query_vectors: Callable[[list[str]], Any], encoder: Encoder) -> pa.Table:
