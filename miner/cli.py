@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -139,7 +140,7 @@ def requests(
     from miner import engine, store
     from miner.llms.batch_files import request_line
 
-    with engine.opened(_load(job_file, set_)) as context:
+    with _resumable(), engine.opened(_load(job_file, set_)) as context:
         lacking = engine.pending(context)
     store.write_jsonl(output, (request_line(request) for request in lacking))
     print(f"{len(lacking)} requests written to {output}")
@@ -158,7 +159,7 @@ def answers(
         raise UserError("miner answers: name either a file to take in, or --export FILE")
     from miner import engine, intake, store
 
-    with engine.opened(_load(job_file, set_)) as context:
+    with _resumable(), engine.opened(_load(job_file, set_)) as context:
         if export_ is not None:
             print(f"{store.write_jsonl(export_, context.ledger.lines())} answers written to {export_}")
             return
@@ -205,7 +206,7 @@ def _resumable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        command = " ".join(["miner", *sys.argv[1:]])
+        command = shlex.join(["miner", *sys.argv[1:]])
         print(f"interrupted; what is done is kept. Go on with: {command}", file=sys.stderr)
         raise typer.Exit(130) from None
     finally:

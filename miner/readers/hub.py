@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ def _rows(data: Data) -> Iterator[rows.Row]:
 def _load(data: Data) -> Any:
     import datasets
 
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     path = Path(data.path)
     try:
         if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
