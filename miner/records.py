@@ -55,7 +55,8 @@ JUDGMENTS = pa.schema(
         *ANSWERED,
     ]
 )
-# One row per generation request; `text` is null and `status` not ok where nothing usable came back.
+# One row per generation request; `text` is null where nothing readable came back. `copy_of` says whose copy the text
+# is: of the positive, of a corpus passage, or of another synthetic one of the query; empty for a new text.
 SYNTHETIC = pa.schema(
     [
         ("query_id", TEXT),
@@ -64,6 +65,7 @@ SYNTHETIC = pa.schema(
         ("facet", pa.string()),
         ("change", TEXT),
         ("text", TEXT),
+        ("copy_of", pa.string()),
         ("score", pa.float32()),
         *ANSWERED,
     ]

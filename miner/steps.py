@@ -205,8 +205,8 @@ def _counted(tables: Iterable[pa.Table], counts: dict[str, Counter[str]], missin
     for table in tables:
         for row in table.to_pylist():
             counts["status"][row["status"]] += 1
-            if "verdict" in row:
-                counts["verdict"][row["verdict"]] += 1
+            for name in counts.keys() & row.keys() - {"status"}:
+                counts[name].update([row[name]] if row[name] else [])
             counts["tokens"]["prompt"] += row["prompt_tokens"] or 0
             counts["tokens"]["completion"] += row["completion_tokens"] or 0
             if row["status"] == "missing":
@@ -227,7 +227,7 @@ def _warn(run: Context, what: str, missing: Counter[str]) -> None:
 
 def run_synthetic(run: Context, work: Path) -> Done:
     demands = _demands(run)
-    counts: dict[str, Counter[str]] = {"status": Counter(), "tokens": Counter()}
+    counts: dict[str, Counter[str]] = {"status": Counter(), "copy_of": Counter(), "tokens": Counter()}
     missing: Counter[str] = Counter()
     with progress.bar("generate", len(demands), "answers") as tick:
         table = synthetic.run(
@@ -237,7 +237,7 @@ def run_synthetic(run: Context, work: Path) -> Done:
             run.job.generator,
             run.ask("generator", tick),
         )
-    table = synthetic.refuse_copies(table, texts(run.table("corpus", "passages")))
+    table = synthetic.mark_copies(table, texts(run.table("corpus", "passages")))
     if any(table.column("text").to_pylist()):
         table = synthetic.score(table, _query_vectors(run), encoders.load(run.job.encoder))
     store.write_batches(work / "synthetic.parquet", SYNTHETIC, _counted([table], counts, missing))
@@ -287,7 +287,9 @@ def _query_vectors(run: Context) -> Callable[[list[str]], Array]:
 
 def run_synthetic_judgments(run: Context, work: Path) -> Done:
     reference = references(run)
-    rows = [row for row in run.table("synthetic", "synthetic").to_pylist() if row["status"] == "ok"]
+    rows = [
+        row for row in run.table("synthetic", "synthetic").to_pylist() if row["status"] == "ok" and not row["copy_of"]
+    ]
 
     def pairs() -> Iterator[judgments.Pair]:
         for row in rows:

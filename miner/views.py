@@ -21,16 +21,17 @@ from miner.steps import Context, Passages
 Row = dict[str, Any]
 
 
-def _flat(counts: Row, prefix: str = "") -> Row:
-    return {
-        k: v
-        for name, value in counts.items()
-        for k, v in (_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}).items()
-    }
+def _add_counts(table: Table, step: str, state: list[str], counts: Row) -> None:
+    """A row with the plain counts of a step, then one for each group of counts."""
+    groups = {name: value for name, value in counts.items() if isinstance(value, dict)}
+    table.add_row(step, *state, _listed({name: value for name, value in counts.items() if name not in groups}))
+    for name, group in groups.items():
+        if group:
+            table.add_row("", *("" for _ in state), f"{name}: {_listed(group)}")
 
 
-def _counts(counts: Row) -> str:
-    return ", ".join(f"{name} {value:,}" for name, value in _flat(counts).items())
+def _listed(counts: Row) -> str:
+    return ", ".join(f"{name} {value:,}" for name, value in counts.items())
 
 
 def summary(folder: JobFolder, stamps: list[Stamp], warnings: list[str]) -> Row:
@@ -48,7 +49,7 @@ def print_summary(found: Row) -> None:
     console = Console(highlight=False)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for step, counts in found["steps"].items():
-        table.add_row(step, _counts(counts))
+        _add_counts(table, step, [], counts)
     console.print(table)
     for warning in found["warnings"]:
         console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
@@ -85,7 +86,7 @@ def print_plan(found: Row) -> None:
     for name in ("step", "state", "counts"):
         table.add_column(name)
     for row in found["steps"]:
-        table.add_row(row["step"], row["state"], _counts(row["counts"]))
+        _add_counts(table, row["step"], [row["state"]], row["counts"])
     console.print(table)
     for name in ("job", "answers in the ledger", "judge requests"):
         console.print(f"{name}: {found[name]}", soft_wrap=True)

@@ -101,6 +101,8 @@ def _synthetic_refusal(row: Row) -> str:
     judgment = row["judgment"]
     if row["status"] != "ok":
         return f"generator_{row['status']}"
+    if row["copy_of"]:
+        return f"copy_of_{row['copy_of']}"
     if judgment["status"] != "ok":
         return f"judge_{judgment['status']}"
     return "" if judgment["verdict"] == "irrelevant" else f"judged_{judgment['verdict']}"

@@ -54,8 +54,9 @@ def run(
     seen: set[tuple[str, str]] = set()
     for demand, (asked, response, error) in zip(demands(), ask(requests), strict=True):
         parsed = prompts.read_answer(response, prompt.front.answer_schema, error)
-        parsed = _check(parsed, demand, seen)
-        text = parsed.value.get("passage", "").strip() or None
+        text = parsed.value.get("passage", "").strip()
+        if parsed.status == "ok" and not text:
+            parsed = prompts.Parsed("unparsable", "empty passage", {})
         rows.append(
             {
                 "query_id": demand.query_id,
@@ -63,7 +64,8 @@ def run(
                 "positive_id": demand.positive_id,
                 "facet": demand.facet,
                 "change": parsed.value.get("change", ""),
-                "text": text,
+                "text": text or None,
+                "copy_of": _copy_of(fold(text), demand, seen),
                 "score": None,
                 **prompts.answered(parsed, asked.key, asked.body["model"], prompt, response),
             }
@@ -82,29 +84,23 @@ def _request(demand: Demand, prompt: prompts.Prompt, endpoint: Endpoint, generat
     return request(endpoint, prompt, about, **{k: v for k, v in values.items() if k in prompt.front.inputs})
 
 
-def _check(parsed: prompts.Parsed, demand: Demand, seen: set[tuple[str, str]]) -> prompts.Parsed:
-    """Copies are no new negatives: of the positive, or of an earlier one for the query."""
-    if parsed.status != "ok":
-        return parsed
-    text = fold(parsed.value["passage"])
-    if not text:
-        return prompts.Parsed("unparsable", "empty passage", {})
+def _copy_of(text: str, demand: Demand, seen: set[tuple[str, str]]) -> str:
+    """Whose copy a folded text is, of those that the demand knows; `seen` collects the texts of each query."""
     if text == fold(demand.positive):
-        return prompts.Parsed("unparsable", "a copy of the positive", {})
-    if (demand.query_id, text) in seen:
-        return prompts.Parsed("unparsable", "a copy of another synthetic passage", {})
+        return "positive"
+    known = (demand.query_id, text) in seen
     seen.add((demand.query_id, text))
-    return parsed
+    return "synthetic" if text and known else ""
 
 
-def refuse_copies(table: pa.Table, corpus: Iterable[str]) -> pa.Table:
-    """Take out the written passages that stand in the corpus already. Reads the corpus once and keeps none of it."""
+def mark_copies(table: pa.Table, corpus: Iterable[str]) -> pa.Table:
+    """Mark the written passages that stand in the corpus already. Reads the corpus once and keeps none of it."""
     rows = table.to_pylist()
-    written = {fold(row["text"]) for row in rows if row["text"]}
+    written = {fold(row["text"]) for row in rows if row["text"] and not row["copy_of"]}
     copies = {text for text in map(fold, corpus) if text in written} if written else set()
     for row in rows:
         if row["text"] and fold(row["text"]) in copies:
-            row |= {"text": None, "status": "unparsable", "detail": "a copy of a corpus passage"}
+            row["copy_of"] = "corpus"
     return pa.Table.from_pylist(rows, SYNTHETIC)
 
 
