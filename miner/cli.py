@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -28,21 +28,28 @@ JobFile = Annotated[Path, typer.Argument(help="The job file (YAML).", metavar="J
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override a value of the job file: key.sub=value. Repeatable.")
 ]
+# The class of all wrong arguments: Typer has no name for it, and carries its own copy of click or not, by version.
+USAGE_ERROR: Any = typer.BadParameter.__base__
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from miner import __version__
+
+        print(__version__)
+        raise typer.Exit
 
 
 @app.callback()
 def options(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every attempt and decision to stderr.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("miner").setLevel(logging.DEBUG if verbose else logging.INFO)
-    if version:
-        from miner import __version__
-
-        print(__version__)
-        raise typer.Exit
 
 
 @app.command()
@@ -137,11 +144,12 @@ def requests(
     set_: Overrides = None,
 ) -> None:
     """Write every LLM request that the job still needs and can name now."""
-    from miner import engine, store
-    from miner.llms.batch_files import request_line
+    with _resumable():
+        from miner import engine, store
+        from miner.llms.batch_files import request_line
 
-    with _resumable(), engine.opened(_load(job_file, set_)) as context:
-        lacking = engine.pending(context)
+        with engine.opened(_load(job_file, set_)) as context:
+            lacking = engine.pending(context)
     store.write_jsonl(output, (request_line(request) for request in lacking))
     print(f"{len(lacking)} requests written to {output}")
 
@@ -157,13 +165,14 @@ def answers(
     """Take answers in from a file, or write the answers that the job has to one."""
     if (file is None) == (export_ is None):
         raise UserError("miner answers: name either a file to take in, or --export FILE")
-    from miner import engine, intake, store
+    with _resumable():
+        from miner import engine, intake, store
 
-    with _resumable(), engine.opened(_load(job_file, set_)) as context:
-        if export_ is not None:
-            print(f"{store.write_jsonl(export_, context.ledger.lines())} answers written to {export_}")
-            return
-        report = intake.take(context, file or Path())
+        with engine.opened(_load(job_file, set_)) as context:
+            if export_ is not None:
+                print(f"{store.write_jsonl(export_, context.ledger.lines())} answers written to {export_}")
+                return
+            report = intake.take(context, file or Path())
     _print_json(report) if as_json else print("\n".join(f"{name}: {count}" for name, count in report.items()))
 
 
@@ -174,10 +183,11 @@ def _load(job_file: Path, overrides: list[str] | None) -> Any:
 
 
 def _advance(job_file: Path, overrides: list[str] | None, until: str | None, as_json: bool) -> None:
-    from miner import engine, views
+    with _resumable():  # around the imports too, which take a second
+        from miner import engine, views
 
-    with _resumable(), engine.opened(_load(job_file, overrides)) as context:
-        stamps = engine.advance(context, until)
+        with engine.opened(_load(job_file, overrides)) as context:
+            stamps = engine.advance(context, until)
     summary = views.summary(context.folder, stamps, context.warnings)
     _print_json(summary) if as_json else views.print_summary(summary)
     if not all(stamp.complete for stamp in stamps):
@@ -200,12 +210,17 @@ def _resumable() -> Iterator[None]:
     """Ctrl-C and SIGTERM stop cleanly and say how to go on."""
 
     def stop(*_: object) -> None:
-        raise KeyboardInterrupt
+        interrupt = signal.getsignal(signal.SIGINT)
+        if not callable(interrupt):  # SIGINT is ignored: a shell's background job
+            raise KeyboardInterrupt
+        interrupt(signal.SIGINT, None)  # asyncio has put its own there while it runs, which ends the tasks in order
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if not _interrupted(error):
+            raise
         command = shlex.join(["miner", *sys.argv[1:]])
         print(f"interrupted; what is done is kept. Go on with: {command}", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -213,14 +228,43 @@ def _resumable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _interrupted(error: BaseException | None) -> bool:
+    """Is it a KeyboardInterrupt, or made from one? A C library that is being loaded turns it into an ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def main() -> None:
     """Entry point: errors meant for people become one line on stderr and an exit code."""
     try:
-        app()
+        sys.exit(app(prog_name="miner", standalone_mode=False))
     except MinerError as error:
-        line = " ".join(str(error).split())
-        print(f"miner: {''.join(c if c.isprintable() else '?' for c in line)}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _complain(str(error), error.exit_code)
+    except USAGE_ERROR as error:
+        _complain_of_usage(error)
+    except typer.Abort:
+        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _complain(f"{error.filename}: {error.strerror}; check the path and its permissions", UserError.exit_code)
+
+
+def _complain(message: str, exit_code: int) -> NoReturn:
+    line = " ".join(message.split())
+    print(f"miner: {''.join(c if c.isprintable() else '?' for c in line)}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+def _complain_of_usage(error: Any) -> NoReturn:
+    """Wrong arguments; `miner` alone is answered with the help."""
+    message = error.format_message()
+    if message.startswith("Usage:"):
+        print(message, file=sys.stderr)
+        sys.exit(error.exit_code)
+    command = error.ctx.command_path if error.ctx else "miner"
+    _complain(f"{message.rstrip('.')}; see {command} --help", error.exit_code)

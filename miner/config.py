@@ -7,17 +7,20 @@ import os
 import re
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from miner import yaml_file
 from miner.errors import UserError
+from miner.yaml_file import Trail
 
 ENV = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class Columns(Model):
@@ -40,7 +43,9 @@ class CorpusColumns(Model):
 
 
 class Data(Model):
-    path: str = Field(description="BEIR folder, JSONL/CSV/Parquet file (.gz accepted), saved data set or hub id.")
+    path: str = Field(
+        min_length=1, description="BEIR folder, JSONL/CSV/Parquet file (.gz accepted), saved data set or hub id."
+    )
     format: Literal["auto", "beir", "flagembedding", "pairs", "datasets"] = Field(
         "auto", description="How to read `path`; auto decides by what lies there."
     )
@@ -69,23 +74,25 @@ class Encoder(Model):
     pooling: Literal["cls", "mean", "last"] | None = Field(None, description="null: the model's own.")
     max_length: int = Field(512, ge=8, description="Longest input in tokens; longer texts are cut.")
     batch_tokens: int = Field(1500, ge=16, description="Token budget of one batch, padding counted.")
-    threads: int = Field(0, ge=0, description="Threads of ONNX Runtime; 0: one a core.")
+    threads: int = Field(0, ge=0, le=4096, description="Threads of ONNX Runtime; 0: one a core.")
     device: str | None = Field(None, description="torch device, for example cuda:0; null: the best there is.")
     trust_remote_code: bool = Field(False, description="Run Python code that a hub model brings along.")
 
 
 class Mining(Model):
-    depth: int = Field(100, ge=1, description="Passages looked at per query, known positives not counted.")
+    depth: int = Field(
+        100, ge=1, le=10_000_000, description="Passages looked at per query, known positives not counted."
+    )
     rank_min: int = Field(1, ge=1, description="First rank that may enter the pool (1 is the best).")
     rank_max: int | None = Field(None, ge=1, description="Last rank that may enter the pool.")
-    margin_absolute: float | None = Field(None, ge=0, description="Keep score <= lowest positive score - m.")
+    margin_absolute: float | None = Field(None, ge=0, le=1e6, description="Keep score <= lowest positive score - m.")
     margin_relative: float | None = Field(
-        0.05, ge=0, description="Keep score <= s - r*abs(s), s being the lowest positive score."
+        0.05, ge=0, le=1e6, description="Keep score <= s - r*abs(s), s being the lowest positive score."
     )
-    score_min: float | None = Field(None, description="Lowest score that may enter the pool.")
-    score_max: float | None = Field(None, description="Highest score that may enter the pool.")
+    score_min: float | None = Field(None, ge=-1e6, le=1e6, description="Lowest score that may enter the pool.")
+    score_max: float | None = Field(None, ge=-1e6, le=1e6, description="Highest score that may enter the pool.")
     sample: Literal["top", "random"] = Field("top", description="How the pool is drawn from what is left.")
-    negatives: int = Field(7, ge=1, description="Hard negatives wanted per query.")
+    negatives: int = Field(7, ge=1, le=10_000, description="Hard negatives wanted per query.")
     block: int = Field(1024, ge=1, description="Queries searched at once.")
 
     @model_validator(mode="after")
@@ -124,6 +131,13 @@ class Endpoint(Model):
     def _only_by_name(cls, value: str | None) -> str | None:
         if value is not None and not ENV.fullmatch(value):
             raise ValueError("a key stands in the job file only as ${NAME} of an environment variable")
+        return value
+
+    @field_validator("base_url")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is not None and not is_address(value):
+            raise ValueError("not a web address; write http(s)://host:port/v1")
         return value
 
     @model_validator(mode="after")
@@ -181,7 +195,7 @@ class Job(Model):
     judge: Judge = Judge()  # type: ignore[call-arg]
     generator: Generator = Generator()  # type: ignore[call-arg]
     export: Export = Export()  # type: ignore[call-arg]
-    seed: int = Field(13, ge=0, description="Seed of every random choice.")
+    seed: int = Field(13, ge=0, lt=1 << 63, description="Seed of every random choice.")
     job: str | None = Field(
         None, description="Folder of the job; null: the job file's name with .job in place of .yaml."
     )
@@ -197,6 +211,12 @@ class Job(Model):
             raise ValueError("generator.enabled needs judge.enabled: nothing generated is kept unjudged")
         if self.judge.pool is not None and self.judge.pool < self.mining.negatives:
             raise ValueError(f"judge.pool {self.judge.pool} is below mining.negatives {self.mining.negatives}")
+        for name in ("min_negatives", "ntuple_negatives"):
+            if (getattr(self.export, name) or 0) > self.mining.negatives:
+                raise ValueError(
+                    f"export.{name} {getattr(self.export, name)} is above mining.negatives {self.mining.negatives}:"
+                    " no query could have so many"
+                )
         return self
 
     @property
@@ -212,86 +232,64 @@ def load(path: Path, overrides: list[str] | None = None) -> Job:
 
     overrides: `key.sub=value` items, the value read as YAML. Raises UserError.
     """
-    text = _read(path)
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: a job file is a mapping of keys to values; `miner init` writes one")
-    for item in overrides or []:
-        _override(raw, item)
-    _refuse_env(raw, path)
+    raw, lines = yaml_file.read(path)
+    given = dict(_override(raw, item) for item in overrides or [])
+    places = {trail: f"{path}:{line}" for trail, line in lines.items()} | given
+    _refuse_env(raw, str(path), places)
     try:
         job = Job.model_validate(raw)
     except ValidationError as error:
-        raise UserError(_explain(error, path, text)) from None
+        raise UserError(_explain(error, str(path), places)) from None
     return _absolute(job, path)
 
 
-def _read(path: Path) -> str:
-    if path.is_dir():
-        raise UserError(f"{path}: a folder, not a job file")
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such job file; `miner init {path}` writes one") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}; save the job file as UTF-8") from None
-
-
-def _override(raw: dict[str, Any], item: str) -> None:
+def _override(raw: dict[str, Any], item: str) -> tuple[Trail, str]:
+    """Put `key.sub=value` in; the key's path, and what to call the place. Never shows the value: it may be a key."""
     dotted, equals, value = item.partition("=")
-    if not equals or not dotted:
-        raise UserError(f"--set {item}: write key=value, for example mining.depth=200")
-    *parents, last = dotted.split(".")
+    place = f"--set {re.match(r'[^=: ]*', item).group()}"  # type: ignore[union-attr]
+    *parents, last = dotted.strip().split(".")
+    if not equals or not all([*parents, last]):
+        raise UserError(f"{place}: write key=value, for example mining.depth=200")
     node = raw
     for key in parents:
         if node.get(key) is None:
             node[key] = {}
         node = node[key]
         if not isinstance(node, dict):
-            raise UserError(f"--set {item}: {key} is a value, not a section")
+            raise UserError(f"{place}: {key} is a value, not a section; name the key alone")
     try:
         node[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         node[last] = value
+    return (*parents, last), place
 
 
-def _refuse_env(node: Any, path: Path, trail: tuple[str, ...] = ()) -> None:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            _refuse_env(value, path, (*trail, str(key)))
+def _refuse_env(node: Any, file: str, places: dict[Trail, str], trail: Trail = ()) -> None:
+    if isinstance(node, dict | list):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            _refuse_env(value, file, places, (*trail, str(key)))
     elif isinstance(node, str) and ENV.search(node) and trail[-1] != "api_key":
-        raise UserError(f"{path}: {'.'.join(trail)}: ${{NAME}} is for secrets (api_key) only; write the value")
+        raise UserError(
+            f"{_place(trail, file, places)}: {'.'.join(trail)}: ${{NAME}} is for secrets (api_key) only;"
+            " write the value"
+        )
 
 
-def _lines(text: str) -> dict[tuple[str, ...], int]:
-    """Line of each key of a YAML text, by its path from the root."""
-    found: dict[tuple[str, ...], int] = {}
-
-    def walk(node: Any, trail: tuple[str, ...]) -> None:
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                found[(*trail, key.value)] = key.start_mark.line + 1
-                walk(value, (*trail, key.value))
-
-    walk(yaml.compose(text, Loader=yaml.SafeLoader), ())
-    return found
+def _place(trail: Trail, file: str, places: dict[Trail, str]) -> str:
+    """Where the key, or the nearest section around it, was written: a line of the file, or an option."""
+    return next((places[trail[:n]] for n in range(len(trail), 0, -1) if trail[:n] in places), file)
 
 
-def _explain(error: ValidationError, path: Path, text: str) -> str:
-    first = error.errors()[0]
+def _explain(error: ValidationError, file: str, places: dict[Trail, str]) -> str:
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")  # a slip may be why another key lacks
     trail = tuple(str(part) for part in first["loc"])
-    lines = _lines(text)
-    line = next((lines[trail[:n]] for n in range(len(trail), 0, -1) if trail[:n] in lines), None)
-    place = f"{path}:{line}" if line else str(path)
+    place = _place(trail, file, places)
     if first["type"] == "extra_forbidden":
         close = difflib.get_close_matches(trail[-1], _known_keys(trail[:-1]), n=1, cutoff=0.0)
         hint = f"; did you mean {close[0]}?" if close else ""
         return f"{place}: unknown key {'.'.join(trail)}{hint}"
+    if first["type"] == "model_type":
+        return f"{place}: {'.'.join(trail)}: a section, so keys with values go here, and not a value alone"
     message = first["msg"].removeprefix("Value error, ")
     value = first.get("input")
     given = f" (given: {value!r})" if isinstance(value, str | int | float | bool) and trail[-1:] != ("api_key",) else ""
@@ -299,7 +297,7 @@ def _explain(error: ValidationError, path: Path, text: str) -> str:
     return f"{place}: {'.'.join(trail) or 'job'}: {message}{given}" + (f" (and {more} more)" if more else "")
 
 
-def _known_keys(trail: tuple[str, ...]) -> list[str]:
+def _known_keys(trail: Trail) -> list[str]:
     model: type[BaseModel] = Job
     for part in trail:
         annotation = model.model_fields[part].annotation
@@ -315,24 +313,36 @@ def _absolute(job: Job, file: Path) -> Job:
     def local(value: str | None, must_exist: bool = True) -> str | None:
         if value is None or value.startswith("package:"):
             return value
-        path = base / Path(value).expanduser()
+        try:
+            path = base / Path(value).expanduser()
+        except RuntimeError:
+            raise UserError(f"{file}: {value}: no such user's home; write the whole path") from None
         return str(path) if path.exists() or not must_exist else value
+
+    def stage(name: str) -> Model:
+        """A prompt by name stays a name; one by file is looked for beside the job file first."""
+        section: Judge | Generator = getattr(job, name)
+        prompt = local(section.prompt) if section.prompt.endswith(".md") else section.prompt
+        return section.model_copy(update={"prompt": prompt, "llm": endpoint(section.llm)})
 
     def endpoint(llm: Endpoint | None) -> Endpoint | None:
         return llm and llm.model_copy(update={"answers": local(llm.answers, must_exist=False)})
 
     encoder = {name: local(getattr(job.encoder, name)) for name in ("model", "onnx_file", "tokenizer_file")}
     data = {"path": local(job.data.path), "corpus": local(job.data.corpus, must_exist=False)}
+    own = local(job.prompts, must_exist=False)
+    if own is not None and not Path(own).is_dir():
+        raise UserError(f"{file}: prompts: {own}: no such folder; make it, or leave the key out")
     return job.model_copy(
         update={
             "data": job.data.model_copy(update=data),
             "encoder": job.encoder.model_copy(update=encoder),
             "llm": endpoint(job.llm),
-            "judge": job.judge.model_copy(update={"llm": endpoint(job.judge.llm)}),
-            "generator": job.generator.model_copy(update={"llm": endpoint(job.generator.llm)}),
+            "judge": stage("judge"),
+            "generator": stage("generator"),
             "job": local(job.job, must_exist=False) or str(base / f"{file.stem}.job"),
             "vector_cache": local(job.vector_cache, must_exist=False),
-            "prompts": local(job.prompts, must_exist=False),
+            "prompts": own,
         }
     )
 
@@ -344,3 +354,12 @@ def secret(reference: str | None, fallback: str) -> str | None:
     if reference and not value:
         raise UserError(f"environment variable {name} is not set (api_key: {reference}); export it")
     return value
+
+
+def is_address(value: str) -> bool:
+    """Is this the http(s) address of a server?"""
+    try:
+        url = urlsplit(value)
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        return False

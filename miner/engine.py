@@ -154,6 +154,8 @@ def advance(run: Context, until: str | None = None) -> list[Stamp]:
     """Run every step up to `until` that is not fresh; the stamps, in order. Finished steps stay, whatever follows."""
     stamps: dict[str, Stamp] = {}
     last = last_step(run.job, until)
+    for stage in _llm_stages(run.job):
+        run.prompt(stage)  # a broken prompt is told before hours of mining, not after
     for step in plan(run.job):
         inputs = _inputs(run, step, stamps)
         why = run.folder.staleness(step.name, inputs)
@@ -215,7 +217,6 @@ def pending(run: Context) -> list[Request]:
 
 def write_manifest(run: Context, stamps: dict[str, Stamp]) -> None:
     """Configuration, versions and stamps in one file. The only place where a clock is read into a file."""
-    asked = [s for s in ("judge", "generator") if getattr(run.job, s).enabled]
     value = {
         "miner": importlib.metadata.version("miner"),
         "written_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -223,7 +224,7 @@ def write_manifest(run: Context, stamps: dict[str, Stamp]) -> None:
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "config": run.job.model_dump(mode="json"),
         "encoder": encoders.fingerprint(run.job.encoder) if "vectors" in stamps else None,
-        "prompts": {stage: _prompt(run, stage) for stage in asked},
+        "prompts": {stage: _prompt(run, stage) for stage in _llm_stages(run.job)},
         "steps": {name: vars(stamp) for name, stamp in stamps.items()},
         "ledger": {"answers": len(run.ledger)},
     }
@@ -231,6 +232,10 @@ def write_manifest(run: Context, stamps: dict[str, Stamp]) -> None:
 
 
 PACKAGES = ("numpy", "pyarrow", "faiss-cpu", "onnxruntime", "tokenizers", "datasets", "openai", "pydantic", "jinja2")
+
+
+def _llm_stages(job: Job) -> list[str]:
+    return [stage for stage in ("judge", "generator") if getattr(job, stage).enabled]
 
 
 def _prompt(run: Context, stage: str) -> dict[str, str]:

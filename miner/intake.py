@@ -11,13 +11,16 @@ from miner.steps import Context
 
 
 def take(context: Context, path: Path) -> dict[str, int]:
-    """Run the LLM steps with the file as the only source of answers; counts by what became of each line."""
+    """Run the LLM steps with the file as the only source of answers; counts by what became of each line.
+
+    The first five add up to the lines of the file; "still missing" is what `miner requests` would write now.
+    """
     backend = RecordedBackend(batch_files.read_answers(path))
     before = len(context.ledger)
     known = {key for key in backend.lines if context.ledger.has(key)}
     context.backend = lambda _: backend
     names = [step.name for step in engine.plan(context.job)]
-    stamps = engine.advance(context, "synthetic_judgments" if "synthetic_judgments" in names else "judgments")
+    engine.advance(context, "synthetic_judgments" if "synthetic_judgments" in names else "judgments")
     used = {key for key in backend.lines if context.ledger.has(key)}
     failed = {key for key, line in backend.lines.items() if line.response is None}
     return {
@@ -26,5 +29,5 @@ def take(context: Context, path: Path) -> dict[str, int]:
         "failed": len(failed - known),
         "doubled": backend.doubled,
         "foreign": len(backend.lines.keys() - used - failed),
-        "still missing": sum(stamp.counts.get("status", {}).get("missing", 0) for stamp in stamps),
+        "still missing": len(engine.pending(context)),
     }

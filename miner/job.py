@@ -60,9 +60,12 @@ class JobFolder:
         if not path.is_file():
             return None
         try:
-            return Stamp(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
-            raise UserError(f"{path}: not a stamp of this version of miner; delete the file to redo {step}") from None
+            stamp = Stamp(**json.loads(path.read_text(encoding="utf-8")))
+            if all(isinstance(part, dict) for part in (stamp.inputs, stamp.outputs, stamp.counts)):
+                return stamp
+        except (ValueError, TypeError, RecursionError):
+            pass
+        raise UserError(f"{path}: not a stamp of this version of miner; delete the file to redo {step}") from None
 
     def staleness(self, step: str, inputs: dict[str, Any]) -> str:
         """Why the step must run, or "" where its files are fresh."""
@@ -96,10 +99,25 @@ class JobFolder:
         store.write_json(self.root / "stamps" / f"{step}.json", vars(stamp))
         return stamp
 
+    def _prepare(self) -> None:
+        """Make the folder. One that holds other things is refused: steps replace what has their names."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            there = {path.name for path in self.root.iterdir()}
+        except OSError as error:
+            raise UserError(
+                f"{self.root}: cannot make the job folder ({error.strerror}); set `job` to a folder that can be written"
+            ) from None
+        foreign = sorted(name for name in there if not name.startswith("."))
+        if foreign and not there & {".lock", "stamps", "manifest.json", "ledger.sqlite"}:
+            raise UserError(
+                f"{self.root}: not a job's folder, but it holds {foreign[0]}; set `job` to a new or empty folder"
+            )
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """One writer per job. Raises UserError naming the process that holds it."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        self._prepare()
         with (self.root / ".lock").open("a+") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -28,6 +28,8 @@ CREATE TABLE IF NOT EXISTS answers (
 ) WITHOUT ROWID
 """
 
+COLUMNS = ("key", "body", "about", "response", "attempts", "seconds", "answered_at")
+
 
 @dataclass(frozen=True)
 class Request:
@@ -59,25 +61,33 @@ class Ledger:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute(SCHEMA)
+            next(self._read(f"{', '.join(COLUMNS)} FROM answers LIMIT 1"), None)  # of another program, or damaged
         except sqlite3.Error as error:
-            raise UserError(
-                f"{path}: cannot open the ledger ({error}); restore it from a copy or move it away"
-            ) from None
+            raise self._broken("open", error) from None
 
     def close(self) -> None:
         self._db.close()
 
+    def _read(self, what: str, *values: str) -> Iterator[tuple[Any, ...]]:
+        try:
+            yield from self._db.execute(f"SELECT {what}", values)
+        except sqlite3.Error as error:
+            raise self._broken("read", error) from None
+
+    def _broken(self, verb: str, error: sqlite3.Error) -> UserError:
+        return UserError(f"{self.path}: cannot {verb} the ledger ({error}); restore it from a copy or move it away")
+
     def has(self, key: str) -> bool:
-        return self._db.execute("SELECT 1 FROM answers WHERE key = ?", (key,)).fetchone() is not None
+        return any(self._read("1 FROM answers WHERE key = ?", key))
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The chat completion object kept under `key`, or None."""
-        row = self._db.execute("SELECT response FROM answers WHERE key = ?", (key,)).fetchone()
+        row = next(self._read("response FROM answers WHERE key = ?", key), None)
         return None if row is None else json.loads(row[0])
 
     def request(self, key: str) -> dict[str, Any] | None:
         """The request body that was asked under `key`, or None."""
-        row = self._db.execute("SELECT body FROM answers WHERE key = ?", (key,)).fetchone()
+        row = next(self._read("body FROM answers WHERE key = ?", key), None)
         return None if row is None else json.loads(row[0])
 
     def put(self, request: Request, answer: Answer) -> None:
@@ -92,17 +102,18 @@ class Ledger:
             time.time(),
         )
         try:
-            self._db.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            self._db.execute(
+                f"INSERT OR IGNORE INTO answers ({', '.join(COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?, ?)", values
+            )
         except sqlite3.Error as error:
             raise UserError(f"{self.path}: cannot write the ledger ({error}); free disk space and run again") from None
 
     def __len__(self) -> int:
-        return int(self._db.execute("SELECT COUNT(*) FROM answers").fetchone()[0])
+        return int(next(self._read("COUNT(*) FROM answers"))[0])
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Every answer in the Batch API's output form, ordered by key, with `miner` telling what it was about."""
-        rows = self._db.execute("SELECT key, about, response FROM answers ORDER BY key")
-        for key, about, response in rows:
+        for key, about, response in self._read("key, about, response FROM answers ORDER BY key"):
             yield {
                 "id": f"miner-{key[:16]}",
                 "custom_id": key,

@@ -55,7 +55,7 @@ class Prompt:
                 {"role": role, "content": TEMPLATES.from_string(part).render(values)}
                 for role, part in (("system", self.system), ("user", self.user))
             ]
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
             raise UserError(
                 f"prompt {self.front.name}: cannot render ({error}); its inputs are {self.front.inputs}"
             ) from None
@@ -74,7 +74,10 @@ def load(task: Task, name: str, own: Path | None) -> Prompt:
 
 
 def parse_file(path: Path, task: Task) -> Prompt:
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error}); save the prompt as UTF-8") from None
     try:
         _, head, body = text.split("---\n", 2)
         system, user = body.split("# system\n", 1)[1].split("\n# user\n", 1)
@@ -85,6 +88,7 @@ def parse_file(path: Path, task: Task) -> Prompt:
     if front.task != task:
         raise UserError(f"{path}: task is {front.task}, wanted {task}")
     _check_inputs(path, front, system + user)
+    _check_schema(path, front)
     return Prompt(front, system.strip("\n"), user.strip("\n"), digest(text)[:16])
 
 
@@ -103,6 +107,27 @@ def _check_inputs(path: Path, front: Front, text: str) -> None:
     if used != set(front.inputs):
         odd = ", ".join(sorted(used ^ set(front.inputs)))
         raise UserError(f"{path}: declared inputs and used variables differ: {odd}")
+    if unknown := used - set(GIVEN[front.task]):
+        raise UserError(
+            f"{path}: unknown input {min(unknown)}; a {front.task} prompt gets {', '.join(GIVEN[front.task])}"
+        )
+
+
+GIVEN = {"judge": ("query", "positive", "passage", "nonce"), "generate": ("query", "positive", "facet", "nonce")}
+NEEDED = {"judge": {"evidence": "string", "grade": "integer"}, "generate": {"passage": "string"}}
+
+
+def _check_schema(path: Path, front: Front) -> None:
+    """The answer is a flat object with the keys that its reader needs."""
+    properties = front.answer_schema.get("properties")
+    rules = properties if isinstance(properties, dict) else {}
+    kinds = {name: str(rule.get("type") if isinstance(rule, dict) else rule) for name, rule in rules.items()}
+    for name, wanted in NEEDED[front.task].items():
+        if kinds.get(name) != wanted:
+            raise UserError(f"{path}: the schema of a {front.task} prompt needs the property {name} of type {wanted}")
+    for name, kind in kinds.items():
+        if kind not in TYPES:
+            raise UserError(f"{path}: schema: {name} is of type {kind}; known are {', '.join(TYPES)}")
 
 
 def nonce(*texts: str) -> str:
@@ -140,7 +165,8 @@ def _json_object(content: str) -> dict[str, Any] | None:
     body = content[content.find("{") : content.rfind("}") + 1]
     try:
         value = json.loads(body)
-    except (json.JSONDecodeError, RecursionError):
+        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate fits in no file
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -168,7 +194,7 @@ def quotes(evidence: str, passage: str) -> bool:
 
 def answered(parsed: Parsed, key: str, model: str, prompt: Prompt, response: dict[str, Any] | None) -> dict[str, Any]:
     """The columns `records.ANSWERED` of a row that rests on this answer."""
-    usage = (response or {}).get("usage") or {}
+    usage = (response or {}).get("usage")
     return {
         "status": parsed.status,
         "detail": parsed.detail,
@@ -176,6 +202,12 @@ def answered(parsed: Parsed, key: str, model: str, prompt: Prompt, response: dic
         "prompt_version": prompt.version,
         "model": model,
         "request_key": key,
-        "prompt_tokens": usage.get("prompt_tokens"),
-        "completion_tokens": usage.get("completion_tokens"),
+        "prompt_tokens": _tokens(usage, "prompt_tokens"),
+        "completion_tokens": _tokens(usage, "completion_tokens"),
     }
+
+
+def _tokens(usage: Any, name: str) -> int | None:
+    """A count out of what the server calls usage; None for whatever is no count."""
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if type(count) is int and 0 <= count < 1 << 31 else None

@@ -22,7 +22,10 @@ ROWS_PER_GROUP = 1 << 17
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a temporary name beside `path`, then fsync and rename it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write, no folder there ({error.strerror}); choose another folder") from None
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write(part)
@@ -49,7 +52,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n")
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
@@ -122,8 +125,11 @@ def digest(value: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read ({error.strerror}); check the file and its permissions") from None
 
 
 def tree_digest(folder: Path) -> dict[str, str]:

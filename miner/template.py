@@ -9,38 +9,33 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from miner.config import Endpoint, Job
+from miner.config import Data, Endpoint, Job
 
 HEAD = """\
-# A miner job. Relative paths count from this file. Run it with: miner run {name}
-# Commented keys stand at their defaults. `miner schema` prints the JSON Schema for editors.
-
-data:
-  path: data            # BEIR folder, JSONL/CSV/Parquet file, saved data set or hub id
-llm:
-  model: gpt-4.1-mini   # any OpenAI-compatible server; see base_url below
+## A miner job. Relative paths count from this file. Run it with: miner run JOB.yaml
+## Keys behind "# " stand at their defaults; take the two characters away (of the section's name too) to change one.
+## `miner schema` prints the JSON Schema for editors.
 """
+DATA = """
+data:
+  path: data            # BEIR folder, JSONL/CSV/Parquet file, saved data set or hub id"""
+LLM = """
+llm:
+  model: gpt-4.1-mini   # any OpenAI-compatible server; see base_url below"""
 
 
 def job_file() -> str:
-    lines = [HEAD.format(name="JOB.yaml")]
-    for name, field in Job.model_fields.items():
-        if name == "llm":
-            lines += ["# llm:", *_section(Endpoint, 1, skip=("model",))]
-        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            lines += [f"# {name}:", *_section(field.annotation, 1, skip=("path",) if name == "data" else ())]
-        else:
-            lines += _key(name, field, 0)
-    return "\n".join(lines) + "\n"
+    lines = [HEAD.rstrip(), DATA, *_section(Data, 1, skip="path"), LLM, *_section(Endpoint, 1, skip="model")]
+    return "\n".join([*lines, "", *_section(Job, 0, skip="data llm")]) + "\n"
 
 
-def _section(model: type[BaseModel], depth: int, skip: tuple[str, ...]) -> list[str]:
+def _section(model: type[BaseModel], depth: int, skip: str = "") -> list[str]:
     lines: list[str] = []
     for name, field in model.model_fields.items():
-        if name in skip or field.annotation == Endpoint | None:
+        if name in skip.split():
             continue
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            lines += [f"# {'  ' * depth}{name}:", *_section(field.annotation, depth + 1, ())]
+            lines += [*([] if depth else [""]), f"# {'  ' * depth}{name}:", *_section(field.annotation, depth + 1)]
         else:
             lines += _key(name, field, depth)
     return lines

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from miner.errors import UserError
 from miner.store import save_array
 
 Array = np.ndarray[Any, Any]
@@ -23,6 +24,14 @@ def keys(texts: Iterable[str], count: int) -> Array:
     """S16[count]: the BLAKE2b digest of each text."""
     digests = (hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts)
     return np.fromiter(digests, KEY, count)
+
+
+def _load(path: Path, **how: Any) -> Array:
+    try:
+        return np.asanyarray(np.load(path, **how))
+    except (OSError, ValueError, EOFError) as error:
+        both = f"{path.name.split('.')[0]}.*"
+        raise UserError(f"{path}: broken vectors ({error}); delete {both} there, they are made again") from None
 
 
 class VectorCache:
@@ -36,8 +45,8 @@ class VectorCache:
     def refresh(self) -> None:
         """Read the keys of every shard, those of other processes too."""
         names = sorted(self._folder.glob("*.keys.npy"))
-        parts = [np.load(name) for name in names]
-        self._shards = [np.load(n.with_name(n.name.replace(".keys", "")), mmap_mode="r") for n in names]
+        parts = [_load(name) for name in names]
+        self._shards = [_load(n.with_name(n.name.replace(".keys", "")), mmap_mode="r") for n in names]
         found = np.concatenate(parts) if parts else np.empty(0, KEY)
         place = [np.stack([np.full(len(p), i), np.arange(len(p))], axis=1) for i, p in enumerate(parts)]
         self._keys, first = np.unique(found, return_index=True)

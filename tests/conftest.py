@@ -7,6 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No deadline: the machine may be busy. The same examples at every run: a red check can be repeated.
+settings.register_profile("miner", deadline=None, derandomize=True, database=None)
+settings.load_profile("miner")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -5,9 +5,12 @@ Answers come from the request alone (a hash decides the grade), so every run of 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
+import socket
+import struct
 import threading
 import time
 from collections import Counter
@@ -16,7 +19,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 FENCED = re.compile(r"=== (\w+) \w+ ===\n(.*?)\n(?==== )", re.DOTALL)
-Reply = tuple[int, dict[str, str], bytes]
+# Status, headers, content; or a function that writes to the connection itself.
+Reply = tuple[int, dict[str, str], bytes] | Callable[[BaseHTTPRequestHandler], None]
 
 
 def parts(body: dict[str, Any]) -> dict[str, str]:
@@ -58,14 +62,54 @@ def sensible(body: dict[str, Any]) -> Reply:
     return 200, {}, completion(json.dumps(answer))
 
 
+def reset_midway(handler: BaseHTTPRequestHandler) -> None:
+    """Promise a long body, send the start of it and reset the connection."""
+    _start(handler, 5000)
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.close_connection = True
+    handler.rfile.close()
+    handler.connection.close()
+
+
+def close_midway(handler: BaseHTTPRequestHandler) -> None:
+    """Promise a long body, send the start of it and hang up in good manners."""
+    _start(handler, 5000)
+    handler.close_connection = True
+
+
+def drip(handler: BaseHTTPRequestHandler) -> None:
+    """A byte now and then, for ever: no single read takes long, and no answer ever comes."""
+    _start(handler, 5000)
+    with contextlib.suppress(OSError):
+        for _ in range(400):
+            time.sleep(0.05)
+            handler.wfile.write(b" ")
+            handler.wfile.flush()
+    handler.close_connection = True
+
+
+def _start(handler: BaseHTTPRequestHandler, length: int) -> None:
+    handler.send_response(200)
+    handler.send_header("content-type", "application/json")
+    handler.send_header("content-length", str(length))
+    handler.end_headers()
+    handler.wfile.write(b'{"choices": [{"message": {"content": "{')
+    handler.wfile.flush()
+
+
 class Loopback:
-    """`with Loopback() as server:` -> server.url, server.completed (request body -> times answered in full)."""
+    """`with Loopback() as server:` -> server.url; what it saw stands in:
+
+    bodies, headers: of every request, in order of arrival. completed: request body -> times answered in full.
+    peak: the most requests in flight at once.
+    """
 
     def __init__(self, reply: Callable[[dict[str, Any]], Reply] = sensible, delay_s: float = 0.0) -> None:
         self.reply, self.delay_s = reply, delay_s
         self.completed: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.in_flight = self.peak = 0
         self._lock = threading.Lock()
 
     def __enter__(self) -> Loopback:
@@ -81,8 +125,15 @@ class Loopback:
                 with outer._lock:
                     outer.bodies.append(body)
                     outer.headers.append(dict(self.headers))
+                    outer.in_flight += 1
+                    outer.peak = max(outer.peak, outer.in_flight)
                 time.sleep(outer.delay_s)
-                status, headers, content = outer.reply(body)
+                reply = outer.reply(body)
+                with outer._lock:  # before the reply: the client may ask the next as soon as it has this one
+                    outer.in_flight -= 1
+                if callable(reply):
+                    return reply(self)
+                status, headers, content = reply
                 try:
                     self.send_response(status)
                     for name, value in headers.items():

@@ -14,15 +14,23 @@ from miner.encoders import families
 from miner.errors import UserError
 from miner.store import file_digest
 
+# Folders such as 2_Dense hold further modules of a sentence-transformers model.
 TORCH_FILES = ["*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json", "vocab.txt"]
+TORCH_FILES += ["[0-9]*_*/*"]
+OLD_TORCH_FILES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 ONNX_NAMES = ("onnx/model.onnx", "model.onnx")
-SMALL_FILES = ("config.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json", "tokenizer.json")
-POOLINGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
+SMALL_FILES = ["config.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json", "tokenizer.json"]
+SMALL_FILES += ["tokenizer_config.json", "config_sentence_transformers.json"]
+# sentence-transformers' names of the poolings, before version 5.4 and since.
+POOLINGS = {"cls_token": "cls", "mean_tokens": "mean", "cls": "cls", "mean": "mean", "lasttoken": "last"}
+# What the onnx backend does itself; any other module of a model (Dense, for example) needs torch.
+PLAIN_MODULES = {"Transformer", "Pooling", "Normalize"}
+HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 
 
 @dataclass(frozen=True)
 class Files:
-    """What was found. `folder` is None for a hub model whose weights are not fetched yet."""
+    """What was found. `folder` is None where the job file names an ONNX file and a tokenizer, and nothing else."""
 
     model: str
     backend: str
@@ -42,12 +50,13 @@ def find(settings: config.Encoder) -> Files:
     family = families.of(settings.model)
     onnx = _given(settings.onnx_file, "encoder.onnx_file") or _first(folder, ONNX_NAMES)
     tokenizer = _given(settings.tokenizer_file, "encoder.tokenizer_file") or _first(folder, ("tokenizer.json",))
-    backend = _backend(settings, onnx)
+    _refuse_heads(settings, folder)
+    backend = _backend(settings, onnx, folder)
     prompts = _json(folder, "config_sentence_transformers.json").get("prompts") or {}
-    pooling = settings.pooling or (family.pooling if family else _pooling_of(folder))
+    pooling = settings.pooling or _pooling_of(folder) or (family and family.pooling)
     if pooling is None:
         raise UserError(
-            f"encoder.model {settings.model}: unknown family and no pooling configuration; set encoder.pooling to"
+            f"encoder.model {settings.model}: unknown family and no pooling known for it; set encoder.pooling to"
             " cls, mean or last (and the prefixes, if the model has any)"
         )
     return Files(
@@ -56,7 +65,7 @@ def find(settings: config.Encoder) -> Files:
         folder=folder,
         onnx=onnx,
         tokenizer=tokenizer,
-        weights=(onnx,) if onnx and backend == "onnx" else torch_weights(folder),
+        weights=(onnx,) if onnx and backend == "onnx" else _torch_weights(settings, folder),
         pooling=pooling,
         query_prefix=_prefix(settings.query_prefix, family and family.query_prefix, prompts, "query"),
         passage_prefix=_prefix(settings.passage_prefix, family and family.passage_prefix, prompts, "passage"),
@@ -69,7 +78,7 @@ def fingerprint(files: Files) -> dict[str, Any]:
     named = [*files.weights, *([files.tokenizer] if files.tokenizer else [])]
     return {
         "backend": files.backend,
-        "files": {path.name: file_digest(path) for path in named},
+        "files": {_label(path, files.folder): file_digest(path) for path in named},
         "query_prefix": files.query_prefix,
         "passage_prefix": files.passage_prefix,
         "pooling": files.pooling,
@@ -77,27 +86,62 @@ def fingerprint(files: Files) -> dict[str, Any]:
     }
 
 
+def _label(path: Path, folder: Path | None) -> str:
+    return path.relative_to(folder).as_posix() if folder and path.is_relative_to(folder) else path.name
+
+
 def torch_is_there() -> bool:
     return all(importlib.util.find_spec(name) for name in ("torch", "sentence_transformers"))
 
 
-def _backend(settings: config.Encoder, onnx: Path | None) -> str:
+def _refuse_heads(settings: config.Encoder, folder: Path | None) -> None:
+    """A reranker or classifier would encode without an error, and its vectors would mean nothing."""
+    for name in _json(folder, "config.json").get("architectures") or []:
+        if name.endswith(HEADS):
+            raise UserError(f"encoder.model {settings.model}: {name} is a reranker or classifier, not an encoder")
+
+
+def _backend(settings: config.Encoder, onnx: Path | None, folder: Path | None) -> str:
     """The backend that `auto` stands for, checked against what is there."""
     backend = settings.backend
+    further = [] if settings.onnx_file else _further_modules(folder)
     if backend == "auto":
-        backend = "onnx" if onnx else "torch"
+        backend = "onnx" if onnx and not further else "torch"
+    if backend == "torch" and settings.onnx_file:
+        raise UserError("encoder.onnx_file: backend torch reads no ONNX file; take one of the two out")
+    if backend == "onnx" and further:
+        raise UserError(
+            f"encoder.model {settings.model}: its {', '.join(further)} module would be left out by the onnx backend;"
+            " set encoder.backend: torch"
+        )
     if (backend == "torch" or onnx is None) and not torch_is_there():
         raise UserError(
             f"encoder.model {settings.model}: "
-            + ("" if settings.backend == "torch" else "no ONNX file found; set encoder.onnx_file, or ")
+            + ("" if onnx or settings.backend == "torch" else "no ONNX file found; set encoder.onnx_file, or ")
             + "pip install 'miner[local]' to run it through torch"
         )
     return backend
 
 
-def torch_weights(folder: Path | None) -> tuple[Path, ...]:
-    found = [] if folder is None else sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+def _further_modules(folder: Path | None) -> list[str]:
+    """Names of the modules that the onnx backend would leave out."""
+    names = [str(module.get("type")).split(".")[-1] for module in _modules(folder)]
+    return [name for name in names if name not in PLAIN_MODULES]
+
+
+def _torch_weights(settings: config.Encoder, folder: Path | None) -> tuple[Path, ...]:
+    """The weight files of every module of a model."""
+    homes = dict.fromkeys([folder / str(m.get("path", "")) for m in _modules(folder)] + [folder]) if folder else {}
+    found = [path for home in homes for path in _weights(home)]
+    if not found:
+        raise UserError(
+            f"encoder.model {settings.model}: no *.safetensors and no pytorch_model*.bin in {folder}; not a whole model"
+        )
     return tuple(found)
+
+
+def _weights(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
 
 def _prefix(chosen: str | None, family: str | None, prompts: dict[str, str], kind: str) -> str:
@@ -120,9 +164,12 @@ def _given(value: str | None, key: str) -> Path | None:
 def package_path(reference: str) -> Path:
     """package:NAME/inner/path -> the path inside the installed package, which is not imported."""
     name, _, inner = reference.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(name)
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # no parent package, or no name at all
+        spec = None
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"{reference}: the Python package {name} is not installed; pip install it first")
+        raise UserError(f"{reference}: the Python package {name!r} is not installed; pip install it first")
     return Path(spec.submodule_search_locations[0]) / inner
 
 
@@ -145,22 +192,31 @@ def _folder(settings: config.Encoder) -> Path | None:
 def _from_hub(settings: config.Encoder) -> Path:
     """The hub snapshot with the small files and, where the model has one, the ONNX file."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
-    wanted = [*SMALL_FILES, "config_sentence_transformers.json"]
-    wanted += ["onnx/model.onnx", "onnx/model.onnx_data"] if settings.backend != "torch" else TORCH_FILES
+    onnx_files = [*SMALL_FILES, "onnx/model.onnx", "onnx/model.onnx_data", *ONNX_NAMES]
+    torch_files = [*SMALL_FILES, *TORCH_FILES, *(["*.py"] if settings.trust_remote_code else [])]
     try:
         fetch = partial(huggingface_hub.snapshot_download, settings.model, revision=settings.revision)
-        found = fetch(allow_patterns=wanted)
-        if settings.backend != "torch" and _first(Path(found), ONNX_NAMES) is None and torch_is_there():
-            found = fetch(allow_patterns=[*wanted, *TORCH_FILES])
+        found = Path(fetch(allow_patterns=torch_files if settings.backend == "torch" else onnx_files))
+        if torch_is_there() and (_first(found, ONNX_NAMES) is None or _further_modules(found)):
+            found = Path(fetch(allow_patterns=torch_files))
+            if not _weights(found):
+                found = Path(fetch(allow_patterns=[*torch_files, *OLD_TORCH_FILES]))
+    except HFValidationError as error:
+        raise UserError(f"encoder.model {settings.model}: no such folder, and not a hub id ({error})") from None
     except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"encoder.model {settings.model}: not in the local hub cache and the hub did not answer ({reason[:120]});"
             " check the name and the network, or give a local folder"
         ) from None
-    return Path(found)
+    return found
 
 
 def _first(folder: Path | None, names: tuple[str, ...]) -> Path | None:
@@ -168,19 +224,32 @@ def _first(folder: Path | None, names: tuple[str, ...]) -> Path | None:
 
 
 def _json(folder: Path | None, name: str) -> dict[str, Any]:
-    path = folder / name if folder else None
-    if path is None or not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: broken JSON ({error}); fetch the model again") from None
+    value = _parsed(folder, name)
     return value if isinstance(value, dict) else {}
 
 
+def _parsed(folder: Path | None, name: str) -> Any:
+    path = folder / name if folder else None
+    if path is None or not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: broken JSON ({error}); fetch the model again") from None
+
+
+def _modules(folder: Path | None) -> list[dict[str, Any]]:
+    """The entries of modules.json; none for a plain transformers model."""
+    value = _parsed(folder, "modules.json")
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
 def _pooling_of(folder: Path | None) -> str | None:
+    """The model's own pooling, if it is a single one that miner has."""
     modes = _json(folder, "1_Pooling/config.json")
-    return next((name for key, name in POOLINGS.items() if modes.get(key)), None)
+    mode = modes.get("pooling_mode") or [k.removeprefix("pooling_mode_") for k, v in modes.items() if v is True]
+    named = [mode] if isinstance(mode, str) else [m for m in mode if m != "include_prompt"]
+    return POOLINGS.get(named[0]) if len(named) == 1 else None
 
 
 def _limit(folder: Path | None) -> int:
@@ -189,8 +258,10 @@ def _limit(folder: Path | None) -> int:
     if own:
         return int(own)
     architecture = _json(folder, "config.json")
-    positions = architecture.get("max_position_embeddings")
-    if not positions:
-        return 1 << 30
     # RoBERTa's positions start behind the padding index, so two of them are never used.
-    return int(positions) - (2 if "roberta" in str(architecture.get("model_type")) else 0)
+    unused = 2 if "roberta" in str(architecture.get("model_type")) else 0
+    limits = [
+        int(architecture.get("max_position_embeddings") or 1 << 30) - unused,
+        int(_json(folder, "tokenizer_config.json").get("model_max_length") or 1 << 30),
+    ]
+    return min(limits)

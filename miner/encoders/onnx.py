@@ -33,6 +33,7 @@ def load(settings: config.Encoder, files: Files) -> OnnxEncoder:
 
 class OnnxEncoder:
     def __init__(self, onnx: Path, tokenizer: Path, files: Files, settings: config.Encoder) -> None:
+        self._files = f"{onnx} with {tokenizer}"
         self._session = _session(onnx, settings.threads)
         self._tokenizer = _tokenizer(tokenizer, files.max_length)
         self._inputs = {i.name for i in self._session.get_inputs()}
@@ -44,8 +45,11 @@ class OnnxEncoder:
         self.dimension = int(self.encode(["x"], "passage").shape[1])
 
     def encode(self, texts: list[str], kind: Kind) -> Vectors:
-        """float32[n, d], L2-normalised, in the order of `texts`. A text of no tokens at all would be an error."""
+        """float32[n, d], L2-normalised, in the order of `texts`. Raises UserError for a text of no tokens."""
         tokens = [e.ids for e in self._tokenizer.encode_batch([self._prefixes[kind] + t for t in texts])]
+        if [] in tokens:
+            text = ascii(texts[tokens.index([])][:60])
+            raise UserError(f"{self._files}: a {kind} has no tokens: {text}; take it out of the data")
         order = sorted(range(len(tokens)), key=lambda i: (len(tokens[i]), tokens[i]))
         out: Vectors | None = None
         for rows in batches([len(tokens[i]) for i in order], self._budget):
@@ -69,7 +73,11 @@ class OnnxEncoder:
             "token_type_ids": np.zeros_like(ids),
             "position_ids": np.maximum(mask.cumsum(1) - 1, 0),
         }
-        hidden = self._session.run(None, {k: v for k, v in feeds.items() if k in self._inputs})[0]
+        try:
+            hidden = self._session.run(None, {k: v for k, v in feeds.items() if k in self._inputs})[0]
+        except Exception as error:  # noqa: BLE001 - onnxruntime raises its own unrelated classes
+            reason = str(error).split("Status Message: ")[-1].splitlines() or ["unknown reason"]
+            raise UserError(f"{self._files}: cannot run ({reason[0][:160]}); do they belong together?") from None
         return pool(hidden, mask, self._pooling)
 
 
@@ -78,7 +86,7 @@ def _session(onnx: Path, threads: int) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised, not logged
     wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
     try:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from miner.config import Endpoint
+from miner.config import Endpoint, is_address
+from miner.errors import UserError
 from miner.ledger import Answer, Ledger, Request
 from miner.prompts import Prompt
 from miner.store import digest
@@ -37,7 +39,10 @@ def identity(endpoint: Endpoint) -> str:
     """What request keys call the endpoint: its given name, else host and path of its address."""
     if endpoint.identity:
         return endpoint.identity
-    url = urlsplit(endpoint.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1")
+    address = endpoint.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    if not is_address(address):
+        raise UserError(f"OPENAI_BASE_URL is {address!r}, not a web address; export it as http(s)://host:port/v1")
+    url = urlsplit(address)
     return f"{url.hostname or ''}{f':{url.port}' if url.port else ''}{url.path.rstrip('/')}"
 
 
@@ -51,6 +56,21 @@ def request(endpoint: Endpoint, prompt: Prompt, about: dict[str, str], **values:
         body["response_format"] = {"type": "json_object"}
     named = {"task": prompt.front.task, "prompt": prompt.front.name, "prompt_version": prompt.version, **about}
     return Request(digest({"endpoint": identity(endpoint), "body": body}), body, named)
+
+
+def completion(body: Any) -> dict[str, Any]:
+    """The body of a reply, checked for the form that every reader relies on. ValueError where it is no chat completion.
+
+    A lone surrogate, which no file can hold, becomes a question mark.
+    """
+    choices = body.get("choices") if isinstance(body, dict) else None
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise ValueError("no choices")
+    if not isinstance(choices[0].get("message"), dict):
+        raise ValueError("no message")
+    text = json.dumps(body, ensure_ascii=False)
+    whole: dict[str, Any] = json.loads(text.encode("utf-8", "replace"))
+    return whole
 
 
 class Pending(Exception):

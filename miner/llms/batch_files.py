@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from miner.errors import UserError
 from miner.ledger import Request
+from miner.llms import completion
 from miner.readers import rows
 
 
@@ -30,18 +31,28 @@ def read_answers(path: Path) -> Iterator[Line]:
         key = row.values.get("custom_id")
         if not isinstance(key, str):
             raise UserError(f"{row.place}: no custom_id; an answers file has the Batch API's output form")
-        yield Line(key, *_outcome(row.values), row.values.get("miner") or {})
+        yield Line(key, *_outcome(row.values), _about(row.values.get("miner")))
+
+
+def _about(value: Any) -> dict[str, str]:
+    return {name: str(text) for name, text in value.items()} if isinstance(value, dict) else {}
 
 
 def _outcome(values: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
     error, response = values.get("error"), values.get("response")
     if error:
-        return None, str(error.get("message") or error.get("code")) if isinstance(error, dict) else str(error)
+        return None, _reason(error)
     if not isinstance(response, dict) or not isinstance(response.get("body"), dict):
         return None, "the line holds no response"
-    body = response["body"]
-    if response.get("status_code", 200) != 200 or not body.get("choices"):
-        inner = body.get("error")
-        reason = inner.get("message") if isinstance(inner, dict) else inner
-        return None, f"status {response.get('status_code')}: {reason or 'no choices'}"
-    return body, ""
+    body, status = response["body"], response.get("status_code", 200)
+    if status != 200:
+        return None, f"HTTP {status}: {_reason(body.get('error') or body)}"
+    try:
+        return completion(body), ""
+    except (ValueError, RecursionError) as failure:
+        return None, f"the response is no chat completion ({failure})"
+
+
+def _reason(error: Any) -> str:
+    text = str(error.get("message") or error.get("code") or error) if isinstance(error, dict) else str(error)
+    return " ".join(text.encode("utf-8", "replace").decode().split())[:200]

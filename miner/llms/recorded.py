@@ -42,7 +42,7 @@ class RecordedBackend:
             return f"no recorded answer: {prompt}, query {about['query_id']}, passage {about['doc_id']}"
         if recorded != about["prompt_version"]:
             return f"{prompt} changed: recorded for version {recorded}, now {about['prompt_version']}"
-        return f"{prompt}: a text, the model or a parameter changed since the recording"
+        return f"{prompt}: a text, the model, a parameter or the endpoint's identity changed since the recording"
 
 
 def _subject(about: dict[str, str]) -> tuple[str, ...]:

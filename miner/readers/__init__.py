@@ -75,7 +75,7 @@ def detect(data: Data) -> str:
         return data.format
     path = Path(data.path)
     if path.is_dir():
-        if any((path / name).exists() for name in ("corpus.jsonl", "corpus.jsonl.gz")):
+        if any((path / name).exists() for name in ("corpus.jsonl", "corpus.jsonl.gz", "queries.jsonl", "qrels")):
             return "beir"
         return "datasets"
     if path.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def _find(path: Path, data: Data) -> Path:
     for candidate in (path, path.with_name(path.name + ".gz")):
         if candidate.is_file():
             return candidate
-    splits = sorted(p.name.split(".")[0] for p in (Path(data.path) / "qrels").glob("*.tsv*"))
+    splits = sorted({p.name.split(".tsv")[0] for p in (Path(data.path) / "qrels").glob("*.tsv*")})
     hint = f"; data.split may be {', '.join(splits)}" if path.parent.name == "qrels" and splits else ""
     raise UserError(f"{path}: a BEIR folder needs this file{hint}")
 
@@ -53,12 +54,22 @@ def _qrels(path: Path) -> Iterator[RawQrel]:
         if len(fields) == 4 and fields[1] in ("0", "Q0"):
             fields = [fields[0], *fields[2:]]
         if len(fields) != 3:
-            raise UserError(f"{path}:{number}: {len(fields)} tab-separated fields, not query-id, corpus-id, score")
-        try:
-            relevance = int(float(fields[2]))
-        except ValueError:
-            raise UserError(f"{path}:{number}: the score {rows.clip(fields[2])!r} is not a number") from None
+            raise UserError(
+                f"{path}:{number}: {len(fields)} tab-separated fields, not query-id, corpus-id, score:"
+                f" {rows.clip(line)}"
+            )
         count += 1
-        yield RawQrel(fields[0], fields[1], relevance, f"{path}:{number}")
+        yield RawQrel(fields[0], fields[1], _relevance(fields[2], f"{path}:{number}"), f"{path}:{number}")
     if not count:
         raise UserError(f"{path}: the file holds no judgments")
+
+
+def _relevance(text: str, place: str) -> int:
+    """A whole number, also in the form 1.0. Half grades are refused: cut to a whole one they would change sides."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value.is_integer() or abs(value) >= 1 << 31:
+        raise UserError(f"{place}: the score {rows.clip(text)!r} is not a whole number; write 0, 1, 2, …")
+    return int(value)

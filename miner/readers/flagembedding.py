@@ -24,6 +24,7 @@ def _pairs(path: Path) -> Iterator[RawPair]:
 
 
 def _texts(row: rows.Row, name: str) -> list[RawPassage]:
-    if not isinstance(row.values.get(name), list):
-        raise UserError(f"{row.place}: {name} must be a list of texts: {rows.clip(repr(row.values.get(name)))}")
+    value = row.values.get(name)
+    if not isinstance(value, list):
+        raise UserError(f"{row.place}: {name} is {rows.sort_of(value)}, not a list of texts: {rows.shown(value)}")
     return [RawPassage(None, "", text, None, row.place) for text in rows.texts_of(row, name)]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from miner.config import Columns, Data
+from miner.errors import UserError
 from miner.readers import RawPair, RawPassage, RawQuery, Source, rows
 
 
@@ -15,7 +16,9 @@ def read(data: Data) -> Source:
 
 def pairs(source: Iterable[rows.Row], columns: Columns) -> Iterator[RawPair]:
     used = set(columns.model_dump().values())
+    place, met = "", columns.negative is None
     for row in source:
+        place, met = row.place, met or columns.negative in row.values
         extra = rows.rest(row, used)
         query = RawQuery(rows.id_of(row, columns.query_id), rows.text_of(row, columns.query), extra, row.place)
         title = rows.text_of(row, columns.title) if columns.title else ""
@@ -27,6 +30,8 @@ def pairs(source: Iterable[rows.Row], columns: Columns) -> Iterator[RawPair]:
             [RawPassage(i, title, text, None, row.place) for i, text in zip(ids, positives, strict=True)],
             [RawPassage(None, "", text, None, row.place) for text in rows.texts_of(row, columns.negative, False)],
         )
+    if not met:
+        raise UserError(f"{place}: no row up to here has the column {columns.negative!r}; mend data.columns.negative")
 
 
 def corpus_file(data: Data) -> Iterator[RawPassage]:

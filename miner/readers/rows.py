@@ -6,7 +6,9 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Iterator
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +34,8 @@ def kind(path: Path) -> str:
 
 def read(path: Path) -> Iterator[Row]:
     """Stream the rows of a file. Raises UserError for what is broken, missing or empty."""
+    if path.is_dir():
+        raise UserError(f"{path}: a folder, not a file")
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     readers = {"jsonl": _jsonl, "csv": _csv, "tsv": _csv, "parquet": _parquet}
@@ -54,34 +58,58 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(
             f"{path}:{number}: not UTF-8 (byte 0x{error.object[error.start]:02x}); convert the file to UTF-8"
         ) from None
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: broken gzip after line {number} ({error}); compress the file again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot read ({error.strerror}); check the file and its permissions") from None
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
     for number, line in text_lines(path):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = getattr(error, "msg", "nested too deep")
-            raise UserError(f"{path}:{number}: broken JSON ({reason}): {clip(line)}") from None
-        if not isinstance(values, dict):
-            raise UserError(f"{path}:{number}: a {type(values).__name__}, not a JSON object: {clip(line)}")
-        yield Row(values, f"{path}:{number}")
+        if line.strip():
+            yield Row(_json_object(line, f"{path}:{number}"), f"{path}:{number}")
+
+
+def _json_object(line: str, place: str) -> dict[str, Any]:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
+        remedy = "every line must be one whole JSON object" if line.endswith("\n") else "the file may be cut off"
+        raise UserError(f"{place}: broken JSON ({reason}); {remedy}: {clip(line)}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{place}: {sort_of(values)}; every line must be one JSON object: {clip(line)}")
+    return values
 
 
 def _csv(path: Path) -> Iterator[Row]:
     lines = (line for _, line in text_lines(path))
     reader = csv.DictReader(lines, delimiter="\t" if kind(path) == "tsv" else ",", strict=True)
+    before = 0
     try:
+        _check_header(path, reader.fieldnames or ())
+        before = reader.line_num
         for values in reader:
+            place, before = f"{path}:{reader.line_num}", reader.line_num
             if None in values or None in values.values():
-                raise UserError(f"{path}:{reader.line_num}: the row has not as many fields as the header")
-            yield Row(dict(values), f"{path}:{reader.line_num}")
+                raise UserError(f"{place}: {_field_counts(values)}; quote fields that hold the separator")
+            yield Row(dict(values), place)
     except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: broken CSV ({error})") from None
+        raise UserError(f"{path}:{before + 1}: broken CSV ({error}); check the quotes of this row") from None
+
+
+def _check_header(path: Path, names: Iterable[str]) -> None:
+    doubled = [name for name, times in Counter(names).items() if times > 1]
+    if doubled:
+        raise UserError(f"{path}:1: the header names {doubled[0]!r} twice; rename one")
+
+
+def _field_counts(values: dict[Any, Any]) -> str:
+    """What is wrong with a row that DictReader padded with None, or from which it put a surplus under None."""
+    surplus = values.get(None, [])
+    names = len(values) - (None in values)
+    lacking = sum(value is None for name, value in values.items() if name is not None)
+    return f"{names + len(surplus) - lacking} fields, but the header has {names}"
 
 
 def _parquet(path: Path) -> Iterator[Row]:
@@ -93,8 +121,9 @@ def _parquet(path: Path) -> Iterator[Row]:
             for values in table.to_pylist():
                 number += 1
                 yield Row(values, f"{path}:row {number}")
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = clip(str(error), 160) or type(error).__name__
+        raise UserError(f"{path}: not a readable Parquet file ({reason}); write it again") from None
 
 
 def text_of(row: Row, column: str, required: bool = True) -> str:
@@ -102,12 +131,12 @@ def text_of(row: Row, column: str, required: bool = True) -> str:
     if column not in row.values:
         if not required:
             return ""
-        raise UserError(f"{row.place}: no column {column!r}; the row has {', '.join(map(repr, row.values))}")
+        raise UserError(_no_column(row, column))
     value = row.values[column]
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise UserError(f"{row.place}: {column} is a {type(value).__name__}, not a text: {clip(repr(value))}")
+        raise UserError(f"{row.place}: {column} is {sort_of(value)}, not a text: {shown(value)}")
     return value
 
 
@@ -118,7 +147,7 @@ def texts_of(row: Row, column: str | None, required: bool = True) -> list[str]:
         return [text_of(row, column, required)] if column and (required or column in row.values) else []
     for item in value:
         if not isinstance(item, str):
-            raise UserError(f"{row.place}: {column} holds a {type(item).__name__}, not a text: {clip(repr(item))}")
+            raise UserError(f"{row.place}: {column} holds {sort_of(item)}, not a text: {shown(item)}")
     return list(value)
 
 
@@ -127,11 +156,19 @@ def id_of(row: Row, column: str | None) -> str | None:
     if column is None:
         return None
     if column not in row.values:
-        raise UserError(f"{row.place}: no id column {column!r}; the row has {', '.join(map(repr, row.values))}")
+        raise UserError(_no_column(row, column))
     value = row.values[column]
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise UserError(f"{row.place}: {column} is not an id (text or whole number): {clip(repr(value))}")
+        raise UserError(f"{row.place}: {column} is not an id: {shown(value)}; write a text or a whole number")
     return str(value)
+
+
+def _no_column(row: Row, column: str) -> str:
+    there = ", ".join(repr(name) for name in row.values) or "none"
+    return (
+        f"{row.place}: no column {column!r}; the row has {clip(there, 200)}; rename one, or name the right one in"
+        " data.columns or data.corpus_columns"
+    )
 
 
 def rest(row: Row, used: set[str | None]) -> dict[str, Any] | None:
@@ -145,3 +182,21 @@ def clip(text: str, width: int = 60) -> str:
     line = io.StringIO(text.strip()).readline().rstrip("\n")
     shown = line if len(line) <= width else line[: width - 1] + "…"
     return "".join(c if c.isprintable() else "?" for c in shown)
+
+
+def sort_of(value: Any) -> str:
+    """What a JSON value is, in words."""
+    words = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+        str: "a text",
+    }
+    return "null" if value is None else words.get(type(value), f"a {type(value).__name__}")
+
+
+def shown(value: Any) -> str:
+    """A short, printable form of an untrusted value, as JSON writes it."""
+    return clip(json.dumps(value, ensure_ascii=False, default=repr))

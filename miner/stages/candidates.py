@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from miner.searchers import Searcher
 
 Array = np.ndarray[Any, Any]
 SPARE = 8
+LONGEST = 1 << 23  # rows of all lists that are searched at once
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ def _search(inputs: Inputs, low: int, high: int, searcher: Searcher, depth: int)
     lowest = np.full(high - low, np.inf, np.float32)
     np.minimum.at(lowest, pos_query, pos_score)
     wanted = _wanted(inputs, pos_query, pos_row, high - low, depth)
-    lists = [_ranked(vectors, rows, k, searcher) for k, rows in _by_size(wanted, len(inputs.passages))]
+    total = len(inputs.passages)
+    lists = [part for k, rows in _by_size(wanted, total) for part in _ranked(vectors, rows, wanted, k, total, searcher)]
     query, row, score = (np.concatenate(parts) for parts in zip(*lists, strict=True))
     order = np.lexsort((row, -score, query))
     return _Block(pos_query, pos_row, pos_score, lowest, query[order], row[order], score[order])
@@ -155,11 +157,25 @@ def _by_size(wanted: Array, total: int) -> list[tuple[int, Array]]:
     return [(min(int(k), total), np.flatnonzero(sizes == k)) for k in np.unique(sizes)]
 
 
-def _ranked(vectors: Array, rows: Array, k: int, searcher: Searcher) -> tuple[Array, Array, Array]:
-    scores, found = searcher.search(vectors[rows], k)
-    query = np.repeat(rows, found.shape[1])
-    there = found.ravel() >= 0
-    return query[there], found.ravel()[there], scores.ravel()[there]
+def _ranked(
+    vectors: Array, rows: Array, wanted: Array, k: int, total: int, searcher: Searcher
+) -> Iterator[tuple[Array, Array, Array]]:
+    """The `wanted` best of each query, ties by doc_id.
+
+    A searcher breaks ties as it likes, so a list in which a tie runs from the last wanted row to the end is asked for
+    again, longer: the passages tied with it may lie behind the end.
+    """
+    step = max(1, LONGEST // k)
+    for some in (rows[start : start + step] for start in range(0, len(rows), step)):
+        scores, found = searcher.search(vectors[some], k)
+        last = np.minimum(wanted[some], k)[:, None] - 1
+        cut = (k < total) & (np.take_along_axis(scores, last, 1)[:, 0] == scores[:, -1])
+        order = np.lexsort((found, -scores))
+        scores, found = np.take_along_axis(scores, order, 1), np.take_along_axis(found, order, 1)
+        there = (found >= 0) & (np.arange(k) <= last) & ~cut[:, None]
+        yield np.repeat(some, there.sum(axis=1)), found[there], scores[there]
+        if cut.any():
+            yield from _ranked(vectors, some[cut], wanted, min(2 * k, total), total, searcher)
 
 
 def _reasons(inputs: Inputs, block: _Block, low: int, rank: Array, mining: Mining) -> Array:

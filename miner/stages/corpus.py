@@ -65,8 +65,8 @@ class _Intake:
 
     def passage(self, raw: RawPassage, merge: bool) -> str | None:
         """Take a passage in; its id, or None where it is refused. merge: repeats are expected, not counted."""
-        whole = passage_text(raw.title, raw.text)
-        _check_text(whole, raw.place)
+        whole, extra = passage_text(raw.title, raw.text), _json(raw.extra)
+        _check_text(raw.place, raw.doc_id, whole, extra)
         doc_id = raw.doc_id if raw.doc_id is not None else content_id(whole)
         if not whole.strip():
             self.drop("passage", doc_id, raw.place, "empty_text")
@@ -80,13 +80,14 @@ class _Intake:
                 self.drop("passage", doc_id, raw.place, "duplicate_row")
             return doc_id
         self._seen = len(self.docs)
-        self.passages.add(doc_id, raw.title, raw.text, _json(raw.extra))
+        self.passages.add(doc_id, raw.title, raw.text, extra)
         return doc_id
 
     _seen: int = 0
 
     def query(self, raw: RawQuery, merge: bool) -> str | None:
-        _check_text(raw.text, raw.place)
+        extra = _json(raw.extra)
+        _check_text(raw.place, raw.query_id, raw.text, extra)
         query_id = raw.query_id if raw.query_id is not None else content_id(raw.text)
         if not raw.text.strip():
             self.drop("query", query_id, raw.place, "empty_text")
@@ -94,7 +95,7 @@ class _Intake:
             return None
         known = self.queries.get(query_id)
         if known is None:
-            self.queries[query_id] = (raw.text, _json(raw.extra))
+            self.queries[query_id] = (raw.text, extra)
         elif known[0] != raw.text:
             raise UserError(f"{raw.place}: duplicate query_id {query_id!r} with another text; make the ids unique")
         elif not merge:
@@ -111,15 +112,20 @@ class _Intake:
 
     def pair(self, raw: RawPair, relevance: int) -> None:
         query_id = self.query(raw.query, merge=True)
-        positives = [self.passage(p, merge=True) for p in raw.positives]
-        negatives = [self.passage(p, merge=True) for p in raw.negatives]
-        if query_id is None:
+        for passages, grade in ((raw.positives, relevance), (raw.negatives, 0)):
+            for passage in passages:
+                self._link(query_id, self.passage(passage, merge=True), grade, raw.query.place)
+
+    def _link(self, query_id: str | None, doc_id: str | None, relevance: int, place: str) -> None:
+        """One judgment of a pairs file. A positive stays one; whatever adds nothing is counted."""
+        key = f"{query_id or ''} {doc_id or ''}".strip()
+        if query_id is None or doc_id is None:
+            self.drop("qrel", key, place, "empty_query" if query_id is None else "empty_passage")
             return
-        for doc_id in filter(None, positives):
-            self.qrels[query_id, doc_id] = relevance
-        for doc_id in filter(None, negatives):
-            if self.qrels.setdefault((query_id, doc_id), 0) > 0:
-                self.drop("qrel", f"{query_id} {doc_id}", raw.query.place, "negative_is_positive")
+        known = self.qrels.get((query_id, doc_id))
+        if known is not None:
+            self.drop("qrel", key, place, "duplicate_row" if known == relevance else "negative_is_positive")
+        self.qrels[query_id, doc_id] = relevance if known is None else max(known, relevance)
 
 
 def run(source: Source, relevant_from: int) -> Corpus:
@@ -165,6 +171,9 @@ def _finish(intake: _Intake, relevant_from: int) -> Corpus:
     for query_id in intake.queries:
         if query_id not in positive:
             intake.drop("query", query_id, "", "no_positive")
+    for query_id, doc_id in intake.qrels:
+        if query_id not in positive:
+            intake.drop("qrel", f"{query_id} {doc_id}", "", "no_positive")
     qrels = [(q, d, r) for (q, d), r in sorted(intake.qrels.items()) if q in positive]
     queries = [(q, *intake.queries[q]) for q in sorted(positive)]
     return Corpus(
@@ -192,11 +201,12 @@ def _table(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
     return collected.table()
 
 
-def _check_text(text: str, place: str) -> None:
+def _check_text(place: str, *texts: str | None) -> None:
     try:
-        text.encode()
+        for text in texts:
+            (text or "").encode()
     except UnicodeEncodeError as error:
-        bad = f"\\u{ord(text[error.start]):04x}"
+        bad = f"\\u{ord(error.object[error.start]):04x}"
         raise UserError(f"{place}: the text holds half a surrogate pair ({bad}); repair the encoding") from None
 
 

@@ -19,6 +19,7 @@ from miner.llms import Ask, request
 from miner.records import JUDGMENTS
 
 BATCH = 8192
+GRADES = range(4)
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,20 @@ def _row(
 
 
 def check_evidence(parsed: prompts.Parsed, passage: str, judge: Judge) -> prompts.Parsed:
-    """A relevant grade must quote the passage, else the answer is unparsable. The quote of a lower grade is only a
-    remark: it admits nothing, so a paraphrase does not spoil the answer."""
-    if parsed.status != "ok" or parsed.value["grade"] < judge.relevant_from:
+    """A grade is from 0 to 3, whatever the schema of an own prompt allows, and a relevant one must quote the passage;
+    else the answer is unparsable. The quote of a lower grade is only a remark: it admits nothing, so a paraphrase does
+    not spoil the answer."""
+    if parsed.status != "ok":
         return parsed
-    evidence = parsed.value.get("evidence", "")
-    if not evidence.strip():
-        return prompts.Parsed("unparsable", f"grade {parsed.value['grade']} without evidence", {})
-    if not prompts.quotes(evidence, passage):
-        return prompts.Parsed("unparsable", f"the evidence of grade {parsed.value['grade']} is not in the passage", {})
-    return parsed
+    grade, evidence = parsed.value["grade"], parsed.value.get("evidence", "")
+    wrong = ""
+    if grade not in GRADES:
+        wrong = f"grade {grade} is not from 0 to 3"
+    elif grade >= judge.relevant_from and not evidence.strip():
+        wrong = f"grade {grade} without evidence"
+    elif grade >= judge.relevant_from and not prompts.quotes(evidence, passage):
+        wrong = f"the evidence of grade {grade} is not in the passage"
+    return prompts.Parsed("unparsable", wrong, {}) if wrong else parsed
 
 
 def verdict(grade: int | None, judge: Judge) -> str:
