@@ -119,8 +119,16 @@ class Loopback:
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True
 
+            def handle(self) -> None:
+                with contextlib.suppress(ConnectionError):
+                    super().handle()
+
             def do_POST(self) -> None:
-                raw = self.rfile.read(int(self.headers["content-length"]))
+                length = int(self.headers["content-length"])
+                raw = self.rfile.read(length)
+                if len(raw) < length:  # the client died while it was asking
+                    self.close_connection = True
+                    return
                 body = json.loads(raw)
                 with outer._lock:
                     outer.bodies.append(body)

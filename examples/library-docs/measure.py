@@ -7,6 +7,7 @@ false negative. Only the queries that have such answers are counted.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import textwrap
 from pathlib import Path
@@ -49,12 +50,12 @@ def main(job: Path) -> None:
     print(f"  exported after the judge   {share(kept, known)}")
 
     rows = (job / "export/flagembedding.jsonl").read_text(encoding="utf-8").splitlines()
-    print(f"\n{len(rows)} queries with hard negatives in {job / 'export'}; three of them:")
+    print(f"\n{len(rows)} queries with hard negatives in {os.path.relpath(job / 'export')}; three of them:")
     for line in rows[:: max(1, len(rows) // 3)][:3]:
         row = json.loads(line)
         print()
         for name, text in (("query", row["query"]), ("positive", row["pos"][0]), ("negative", row["neg"][0])):
-            print(textwrap.shorten(f"{name:9}{text}", 110, placeholder=" …"))
+            print(f"{name:9}{textwrap.shorten(text, 100, placeholder=' …')}")
 
 
 if __name__ == "__main__":

@@ -199,15 +199,17 @@ def _from_hub(settings: config.Encoder) -> Path:
         OfflineModeIsEnabled,
     )
 
-    onnx_files = [*SMALL_FILES, "onnx/model.onnx", "onnx/model.onnx_data", *ONNX_NAMES]
-    torch_files = [*SMALL_FILES, *TORCH_FILES, *(["*.py"] if settings.trust_remote_code else [])]
+    wanted = [*SMALL_FILES, *(["*.py"] if settings.trust_remote_code else [])]
+    wanted += [*ONNX_NAMES, "onnx/model.onnx_data"] if settings.backend != "torch" else TORCH_FILES
     try:
         fetch = partial(huggingface_hub.snapshot_download, settings.model, revision=settings.revision)
-        found = Path(fetch(allow_patterns=torch_files if settings.backend == "torch" else onnx_files))
-        if torch_is_there() and (_first(found, ONNX_NAMES) is None or _further_modules(found)):
-            found = Path(fetch(allow_patterns=torch_files))
-            if not _weights(found):
-                found = Path(fetch(allow_patterns=[*torch_files, *OLD_TORCH_FILES]))
+        found = Path(fetch(allow_patterns=wanted))
+        if settings.backend != "torch" and torch_is_there():
+            if _first(found, ONNX_NAMES) is None or _further_modules(found):
+                wanted += TORCH_FILES
+                found = Path(fetch(allow_patterns=wanted))
+        if TORCH_FILES[0] in wanted and not _weights(found):
+            found = Path(fetch(allow_patterns=[*wanted, *OLD_TORCH_FILES]))
     except HFValidationError as error:
         raise UserError(f"encoder.model {settings.model}: no such folder, and not a hub id ({error})") from None
     except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
@@ -260,8 +262,6 @@ def _limit(folder: Path | None) -> int:
     architecture = _json(folder, "config.json")
     # RoBERTa's positions start behind the padding index, so two of them are never used.
     unused = 2 if "roberta" in str(architecture.get("model_type")) else 0
-    limits = [
-        int(architecture.get("max_position_embeddings") or 1 << 30) - unused,
-        int(_json(folder, "tokenizer_config.json").get("model_max_length") or 1 << 30),
-    ]
-    return min(limits)
+    positions = int(architecture.get("max_position_embeddings") or 0) - unused
+    tokens = int(_json(folder, "tokenizer_config.json").get("model_max_length") or 0)
+    return min([limit for limit in (positions, tokens) if limit > 0], default=1 << 30)
