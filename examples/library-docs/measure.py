@@ -49,10 +49,10 @@ def main(job: Path) -> None:
     print(f"  pool after the margin      {share(pool, known)}")
     print(f"  exported after the judge   {share(kept, known)}")
 
-    rows = (job / "export/flagembedding.jsonl").read_text(encoding="utf-8").splitlines()
-    print(f"\n{len(rows)} queries with hard negatives in {os.path.relpath(job / 'export')}; three of them:")
-    for line in rows[:: max(1, len(rows) // 3)][:3]:
-        row = json.loads(line)
+    lines = (job / "export/flagembedding.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = sorted(map(json.loads, lines), key=lambda row: -row["neg_scores"][0])
+    print(f"\n{len(rows)} queries with hard negatives in {os.path.relpath(job / 'export')}; the three hardest:")
+    for row in rows[:3]:
         print()
         for name, text in (("query", row["query"]), ("positive", row["pos"][0]), ("negative", row["neg"][0])):
             print(f"{name:9}{textwrap.shorten(text, 100, placeholder=' …')}")
