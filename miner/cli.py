@@ -184,9 +184,10 @@ def _load(job_file: Path, overrides: list[str] | None) -> Any:
 
 def _advance(job_file: Path, overrides: list[str] | None, until: str | None, as_json: bool) -> None:
     with _resumable():  # around the imports too, which take a second
+        job = _load(job_file, overrides)
         from miner import engine, views
 
-        with engine.opened(_load(job_file, overrides)) as context:
+        with engine.opened(job) as context:
             stamps = engine.advance(context, until)
     summary = views.summary(context.folder, stamps, context.warnings)
     _print_json(summary) if as_json else views.print_summary(summary)

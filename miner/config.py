@@ -43,6 +43,8 @@ class CorpusColumns(Model):
 
 
 class Data(Model):
+    """Where queries, passages and judgments come from."""
+
     path: str = Field(
         min_length=1, description="BEIR folder, JSONL/CSV/Parquet file (.gz accepted), saved data set or hub id."
     )
@@ -59,6 +61,8 @@ class Data(Model):
 
 
 class Encoder(Model):
+    """The model that turns texts into vectors, and how it reads them."""
+
     model: str = Field(
         "BAAI/bge-small-en-v1.5",
         description="Hub id, local folder, or package:NAME/FOLDER of a model inside a Python package.",
@@ -80,6 +84,8 @@ class Encoder(Model):
 
 
 class Mining(Model):
+    """Which passages near a query may become its negatives."""
+
     depth: int = Field(
         100, ge=1, le=10_000_000, description="Passages looked at per query, known positives not counted."
     )
@@ -148,6 +154,8 @@ class Endpoint(Model):
 
 
 class Judge(Model):
+    """The LLM's grades, and what they mean."""
+
     enabled: bool = Field(True, description="false: mined negatives are exported unjudged, and marked so.")
     prompt: str = Field("graded", description="Name in prompts/judge, or the path of a prompt file.")
     pool: int | None = Field(None, ge=1, description="Candidates judged per query; null: twice mining.negatives.")
@@ -164,6 +172,8 @@ class Judge(Model):
 
 
 class Generator(Model):
+    """Negatives written by an LLM where mining fell short."""
+
     enabled: bool = Field(False, description="Write negatives where mining fell short.")
     prompt: str = Field("counterfactual", description="Name in prompts/generate, or the path of a prompt file.")
     max_share: float = Field(0.25, gt=0, le=1, description="Largest share of synthetic negatives in a query.")
@@ -175,6 +185,8 @@ class Generator(Model):
 
 
 class Export(Model):
+    """The training files."""
+
     formats: tuple[Literal["flagembedding", "st-ntuple", "st-triplet"], ...] = Field(
         ("flagembedding", "st-ntuple", "st-triplet"), min_length=1, description="Training files to write."
     )
@@ -285,9 +297,10 @@ def _explain(error: ValidationError, file: str, places: dict[Trail, str]) -> str
     trail = tuple(str(part) for part in first["loc"])
     place = _place(trail, file, places)
     if first["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(trail[-1], _known_keys(trail[:-1]), n=1, cutoff=0.0)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        return f"{place}: unknown key {'.'.join(trail)}{hint}"
+        known = _known_keys(trail[:-1])
+        close = difflib.get_close_matches(trail[-1], known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"the keys here are {', '.join(known)}"
+        return f"{place}: unknown key {'.'.join(trail)}; {hint}"
     if first["type"] == "model_type":
         return f"{place}: {'.'.join(trail)}: a section, so keys with values go here, and not a value alone"
     message = first["msg"].removeprefix("Value error, ")
@@ -317,7 +330,11 @@ def _absolute(job: Job, file: Path) -> Job:
             path = base / Path(value).expanduser()
         except RuntimeError:
             raise UserError(f"{file}: {value}: no such user's home; write the whole path") from None
-        return str(path) if path.exists() or not must_exist else value
+        if path.exists() or not must_exist:
+            return str(path)
+        if Path(value).exists():
+            raise UserError(f"{file}: {value} is in the working directory, but paths count from the job file: {path}")
+        return value
 
     def stage(name: str) -> Model:
         """A prompt by name stays a name; one by file is looked for beside the job file first."""

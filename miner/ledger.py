@@ -30,6 +30,8 @@ CREATE TABLE IF NOT EXISTS answers (
 
 COLUMNS = ("key", "body", "about", "response", "attempts", "seconds", "answered_at")
 
+BUSY_S = 60
+
 
 @dataclass(frozen=True)
 class Request:
@@ -50,6 +52,19 @@ class Answer:
     seconds: float = 0.0
 
 
+def _share(db: sqlite3.Connection) -> None:
+    """Switch to WAL. SQLite's own waiting does not cover two processes that switch one new file at the same time."""
+    deadline = time.monotonic() + BUSY_S
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
 class Ledger:
     """Keys to answers. Raises UserError where the file cannot be opened or written."""
 
@@ -57,8 +72,8 @@ class Ledger:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
+            _share(self._db)
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute(SCHEMA)
             next(self._read(f"{', '.join(COLUMNS)} FROM answers LIMIT 1"), None)  # of another program, or damaged

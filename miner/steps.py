@@ -16,7 +16,7 @@ from miner import encoders, exporters, llms, progress, prompts, ranking, readers
 from miner.config import Endpoint, Job
 from miner.job import JobFolder
 from miner.ledger import Ledger
-from miner.records import JUDGMENTS, SYNTHETIC, content_id, texts
+from miner.records import JUDGMENTS, SYNTHETIC, content_id, passage_text, texts
 from miner.stages import candidates, corpus, decisions, export, judgments, synthetic, vectors
 from miner.vector_cache import VectorCache, keys
 
@@ -75,13 +75,15 @@ class Passages:
     """doc_id -> text, read from the Arrow table on demand; synthetic passages are added by hand."""
 
     def __init__(self, table: pa.Table) -> None:
-        self.table = table
+        self._titles, self._texts = table.column("title"), table.column("text")
         self._row = {doc_id: row for row, doc_id in enumerate(table.column("doc_id").to_pylist())}
         self._more: dict[str, str] = {}
 
     def __getitem__(self, doc_id: str) -> str:
         row = self._row.get(doc_id)
-        return self._more[doc_id] if row is None else next(texts(self.table, [row]))
+        if row is None:
+            return self._more[doc_id]
+        return passage_text(self._titles[row].as_py(), self._texts[row].as_py())
 
     def add(self, doc_id: str, text: str) -> None:
         self._more[doc_id] = text

@@ -95,7 +95,11 @@ def write_batches(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> 
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    return pq.read_table(path, columns=columns)
+    try:
+        return pq.read_table(path, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: cannot read ({reason}); run the job, which makes it anew") from None
 
 
 def iter_tables(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:

@@ -34,6 +34,11 @@ def _listed(counts: Row) -> str:
     return ", ".join(f"{name} {value:,}" for name, value in counts.items())
 
 
+def _console() -> Console:
+    """Nothing that is shown is read as markup: a path or an id may hold brackets and colons."""
+    return Console(highlight=False, markup=False, emoji=False)
+
+
 def summary(folder: JobFolder, stamps: list[Stamp], warnings: list[str]) -> Row:
     files = [str(p) for p in sorted(folder.step("export").glob("*"))] if stamps[-1].step == "export" else []
     return {
@@ -46,13 +51,13 @@ def summary(folder: JobFolder, stamps: list[Stamp], warnings: list[str]) -> Row:
 
 
 def print_summary(found: Row) -> None:
-    console = Console(highlight=False)
+    console = _console()
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for step, counts in found["steps"].items():
         _add_counts(table, step, [], counts)
     console.print(table)
     for warning in found["warnings"]:
-        console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
+        console.print(Text(f"warning: {clip(warning, 1000)}", style="yellow"), soft_wrap=True)
     for file in found["files"]:
         console.print(Text(file), soft_wrap=True)
 
@@ -81,7 +86,7 @@ def _expected(job: Job, steps: list[Row]) -> Row:
 
 
 def print_plan(found: Row) -> None:
-    console = Console(highlight=False)
+    console = _console()
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("step", "state", "counts"):
         table.add_column(name)
@@ -144,10 +149,10 @@ def _parts(folder: JobFolder, step: str, prefix: str, query_id: str) -> list[Row
 
 
 def print_query(found: Row) -> None:
-    console = Console(highlight=False)
-    console.print(Text(f"{found['query_id']}  {clip(found['text'], 400)}", style="bold"))
+    console = _console()
+    console.print(Text(f"{clip(found['query_id'])}  {clip(found['text'], 400)}", style="bold"))
     for row in found["positives"]:
-        console.print(Text(f"  + {row['doc_id']}  {row['score']:.4f}  {clip(row['text'], 100)}", style="green"))
+        console.print(Text(f"  + {clip(row['doc_id'])}  {row['score']:.4f}  {clip(row['text'], 100)}", style="green"))
     table = Table(box=None, padding=(0, 1, 0, 0))
     for name in ("slot", "rank", "score", "grade", "decision", "passage"):
         table.add_column(name, justify="right" if name in ("slot", "rank", "score", "grade") else "left")
@@ -162,4 +167,4 @@ def _cells(row: Row) -> list[Text]:
     cells = ["" if value is None else str(value) for value in values]
     cells[2] = "" if row["score"] is None else f"{row['score']:.4f}"
     decision = row["reason"] or ("kept" if row.get("kept") else "pool")
-    return [Text(c) for c in (*cells, decision, f"{row['doc_id']}  {clip(row['text'], 60)}{evidence}")]
+    return [Text(c) for c in (*cells, decision, f"{clip(row['doc_id'])}  {clip(row['text'])}{evidence}")]

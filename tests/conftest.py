@@ -28,9 +28,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def miner(environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `miner ARGS` as a user would: a process of its own. check=True fails on another exit code than 0."""
 
-    def call(*args: object, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+    def call(*args: object, check: bool = True, timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "miner", *map(str, args)]
-        done = subprocess.run(command, capture_output=True, text=True, env={**environment, **env}, timeout=300)
+        done = subprocess.run(command, capture_output=True, text=True, env={**environment, **env}, timeout=timeout)
         if check and done.returncode:
             raise AssertionError(f"{command} exited {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done

@@ -62,6 +62,17 @@ def sensible(body: dict[str, Any]) -> Reply:
     return 200, {}, completion(json.dumps(answer))
 
 
+SOON = {"retry-after": "0"}
+
+
+def failure(status: int, message: str = "no", headers: dict[str, str] | None = None, **more: str) -> Reply:
+    return status, SOON if headers is None else headers, json.dumps({"error": {"message": message, **more}}).encode()
+
+
+def raw(body: str | bytes) -> Reply:
+    return 200, {}, body.encode() if isinstance(body, str) else body
+
+
 def reset_midway(handler: BaseHTTPRequestHandler) -> None:
     """Promise a long body, send the start of it and reset the connection."""
     _start(handler, 5000)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 DEMO = Path(__file__).resolve().parents[1] / "examples/library-docs"
-QUERIES = 3
+QUERIES = 2
 
 pytestmark = [
     pytest.mark.live,
@@ -35,7 +35,7 @@ def test_a_real_llm_judges_and_generates(tmp_path, miner):
     live += ["--set", f"llm.model={os.environ.get('OPENAI_MODEL', 'local')}"]
     own = {name: os.environ[name] for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY") if name in os.environ}
     own.setdefault("OPENAI_API_KEY", "none")
-    summary = json.loads(miner("run", folder / "job.yaml", "--json", *live, **own).stdout)
+    summary = json.loads(miner("run", folder / "job.yaml", "--json", *live, timeout=3600, **own).stdout)
     assert summary["complete"], summary["warnings"]
     judged = pq.read_table(folder / "job.job/judgments/judgments.parquet").to_pylist()
     assert judged

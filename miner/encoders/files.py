@@ -14,9 +14,11 @@ from miner.encoders import families
 from miner.errors import UserError
 from miner.store import file_digest
 
+# The onnx backend reads the first of these only.
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 # Folders such as 2_Dense hold further modules of a sentence-transformers model.
-TORCH_FILES = ["*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json", "vocab.txt"]
-TORCH_FILES += ["[0-9]*_*/*"]
+TORCH_FILES = ["*.safetensors", "*.safetensors.index.json", "special_tokens_map.json", "merges.txt", "[0-9]*_*/*"]
+TORCH_FILES += TOKENIZERS
 OLD_TORCH_FILES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 ONNX_NAMES = ("onnx/model.onnx", "model.onnx")
 SMALL_FILES = ["config.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json", "tokenizer.json"]
@@ -49,9 +51,10 @@ def find(settings: config.Encoder) -> Files:
     folder = _folder(settings)
     family = families.of(settings.model)
     onnx = _given(settings.onnx_file, "encoder.onnx_file") or _first(folder, ONNX_NAMES)
-    tokenizer = _given(settings.tokenizer_file, "encoder.tokenizer_file") or _first(folder, ("tokenizer.json",))
     _refuse_heads(settings, folder)
     backend = _backend(settings, onnx, folder)
+    tokenizer = _given(settings.tokenizer_file, "encoder.tokenizer_file")
+    tokenizer = tokenizer or _first(folder, TOKENIZERS if backend == "torch" else TOKENIZERS[:1])
     prompts = _json(folder, "config_sentence_transformers.json").get("prompts") or {}
     pooling = settings.pooling or _pooling_of(folder) or (family and family.pooling)
     if pooling is None:
@@ -65,7 +68,7 @@ def find(settings: config.Encoder) -> Files:
         folder=folder,
         onnx=onnx,
         tokenizer=tokenizer,
-        weights=(onnx,) if onnx and backend == "onnx" else _torch_weights(settings, folder),
+        weights=_onnx_files(onnx) if onnx and backend == "onnx" else _torch_weights(settings, folder),
         pooling=pooling,
         query_prefix=_prefix(settings.query_prefix, family and family.query_prefix, prompts, "query"),
         passage_prefix=_prefix(settings.passage_prefix, family and family.passage_prefix, prompts, "passage"),
@@ -107,8 +110,9 @@ def _backend(settings: config.Encoder, onnx: Path | None, folder: Path | None) -
     further = [] if settings.onnx_file else _further_modules(folder)
     if backend == "auto":
         backend = "onnx" if onnx and not further else "torch"
-    if backend == "torch" and settings.onnx_file:
-        raise UserError("encoder.onnx_file: backend torch reads no ONNX file; take one of the two out")
+    if backend == "torch" and (settings.onnx_file or settings.tokenizer_file):
+        key = "onnx_file" if settings.onnx_file else "tokenizer_file"
+        raise UserError(f"encoder.{key} is for the onnx backend, and this model runs through torch; take it out")
     if backend == "onnx" and further:
         raise UserError(
             f"encoder.model {settings.model}: its {', '.join(further)} module would be left out by the onnx backend;"
@@ -121,6 +125,11 @@ def _backend(settings: config.Encoder, onnx: Path | None, folder: Path | None) -
             + "pip install 'miner[local]' to run it through torch"
         )
     return backend
+
+
+def _onnx_files(onnx: Path) -> tuple[Path, ...]:
+    """The file and the weights that a model above 2 GB keeps beside it (model.onnx_data, model.onnx.data)."""
+    return (onnx, *sorted(onnx.parent.glob(onnx.name + "?data")))
 
 
 def _further_modules(folder: Path | None) -> list[str]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +15,14 @@ import numpy as np
 
 from miner import config
 from miner.encoders import Kind, Vectors
-from miner.encoders.files import Files, torch_weights
+from miner.encoders.files import Files
 from miner.errors import UserError
-from miner.store import replace
+from miner.store import digest, file_digest, promote
 
 BATCH = 32
+OPSET = 18
+OUTPUT = "last_hidden_state"
+TOLERANCE = 1e-3
 
 
 def load(settings: config.Encoder, files: Files) -> TorchEncoder:
@@ -26,9 +33,11 @@ class TorchEncoder:
     def __init__(self, settings: config.Encoder, files: Files) -> None:
         self._model = _model(settings, files)
         self._prefixes = {"query": files.query_prefix, "passage": files.passage_prefix}
-        self.dimension = int(np.asarray(self._model.encode(["x"], show_progress_bar=False)).shape[1])
+        with _explained(settings, "torch cannot run it"):
+            self.dimension = int(self.encode(["x", "two lengths, so one is padded"], "passage").shape[1])
 
     def encode(self, texts: list[str], kind: Kind) -> Vectors:
+        """float32[n, d], L2-normalised, in the order of `texts`."""
         prefixed = [self._prefixes[kind] + text for text in texts]
         if not prefixed:
             return np.empty((0, self.dimension), np.float32)
@@ -39,61 +48,137 @@ class TorchEncoder:
 
 
 def _model(settings: config.Encoder, files: Files) -> Any:
-    """The model with the pooling that was resolved, whatever its own configuration says."""
-    from sentence_transformers import SentenceTransformer, models
+    """Every module of the model (Dense too), with the pooling and length that were resolved for both backends."""
+    if files.tokenizer is None:
+        raise UserError(f"encoder.model {settings.model}: no tokenizer in {files.folder}; not a whole model")
+    with _explained(settings, "torch cannot load it"):
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils.logging import disable_progress_bar
 
-    source = str(files.folder) if files.folder and torch_weights(files.folder) else settings.model
-    remote = {"trust_remote_code": settings.trust_remote_code}
-    shared = {**remote, "revision": settings.revision}
-    try:
-        transformer = models.Transformer(
-            source, max_seq_length=files.max_length, model_args=shared, config_args=shared, tokenizer_args=shared
+        disable_progress_bar()
+        model = SentenceTransformer(
+            str(files.folder), device=settings.device, trust_remote_code=settings.trust_remote_code
         )
-    except (OSError, ValueError) as error:
+        model.max_seq_length = files.max_length
+    # The prefixes are put before the texts here: a default prompt of the model's own would come on top of them.
+    model.default_prompt_name = None
+    mode = {"last": "lasttoken"}.get(files.pooling, files.pooling)
+    for place, module in enumerate(model):
+        if type(module).__name__ == "Pooling":
+            # Its class moved and its settings were renamed in sentence-transformers 5.4; this holds for both.
+            width = getattr(module, "embedding_dimension", None) or module.word_embedding_dimension
+            model[place] = type(module)(width, pooling_mode=mode)
+    network = getattr(model[0], "auto_model", None)
+    if network is not None and network.config.is_encoder_decoder and hasattr(network, "decoder"):
+        raise UserError(f"encoder.model {settings.model}: {type(network).__name__} writes text, it is not an encoder")
+    if model.device.type == "cpu":
+        model.float()
+    return model
+
+
+@contextmanager
+def _explained(settings: config.Encoder, what: str) -> Iterator[None]:
+    """Whatever torch and transformers raise for a bad model or device, as one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 - OSError, ValueError, RuntimeError, SafetensorError, AssertionError…
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"encoder.model {settings.model}: torch cannot load it ({reason[:160]})") from None
-    pooling = {"last": "lasttoken"}.get(files.pooling, files.pooling)
-    head = models.Pooling(transformer.get_word_embedding_dimension(), pooling_mode=pooling)
-    return SentenceTransformer(modules=[transformer, head], device=settings.device)
-
-
-def _weights_digest(model: Any) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()
+        if "trust_remote_code" in str(error):
+            reason = "it brings Python code of its own; encoder.trust_remote_code: true would run that code"
+        raise UserError(f"encoder.model {settings.model}: {what} ({reason[:240]})") from None
 
 
 def export_onnx(settings: config.Encoder, files: Files) -> Path:
     """Convert a torch model once; the file is kept under the user's cache, named by its source's content."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "miner" / "onnx"
+    sources = [*files.weights, *([files.folder / "config.json"] if files.folder else [])]
+    folder = cache / digest([OPSET, *(file_digest(path) for path in sources)])[:32]
+    target = folder / "model.onnx"
+    if not target.is_file():
+        work = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            with _explained(settings, "cannot be converted to ONNX; set encoder.backend: torch"):
+                _convert(_model(settings, files), work / target.name)
+            promote(work, folder)
+        except OSError as error:
+            raise UserError(f"{cache}: cannot write ({error.strerror}); set XDG_CACHE_HOME to another folder") from None
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def _convert(model: Any, path: Path) -> None:
+    """Write the transformer without its pooling, and check the file against torch on another batch."""
     import torch
 
-    model = _model(settings, files)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "miner" / "onnx"
-    target = cache / f"{_weights_digest(model)}.onnx"
-    if target.is_file():
-        return target
-    network = model[0].auto_model.cpu().eval()
-    network.config.return_dict = False
+    try:
+        import onnxscript  # noqa: F401 - torch.onnx needs it
+    except ImportError:
+        raise UserError("onnxscript is missing; pip install 'miner[local]' to convert a model to ONNX") from None
+    network = model[0].auto_model.cpu().float().eval()
     names = ["input_ids", "attention_mask"]
     if getattr(network.config, "type_vocab_size", 0) > 1:
         names.append("token_type_ids")
-    sample = tuple(torch.ones((1, 4), dtype=torch.int64) for _ in names)
-    axes = {name: {0: "batch", 1: "sequence"} for name in [*names, "last_hidden_state"]}
 
-    def write(part: Path) -> None:
-        with torch.no_grad():
-            torch.onnx.export(
-                network,
-                sample,
-                str(part),
-                input_names=names,
-                output_names=["last_hidden_state"],
-                dynamic_axes=axes,
-                opset_version=17,
-                dynamo=False,
-            )
+    class Hidden(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
 
-    replace(target, write)
-    return target
+        def forward(self, *inputs: Any) -> Any:
+            return self.network(**dict(zip(names, inputs, strict=True)), return_dict=False)[0]
+
+    hidden = Hidden().eval()
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+    with torch.no_grad(), _quiet():
+        torch.onnx.export(
+            hidden,
+            _sample(2, 6, len(names)),
+            str(path),
+            input_names=names,
+            output_names=[OUTPUT],
+            dynamic_shapes=(tuple(axes for _ in names),),
+            opset_version=OPSET,
+            external_data=True,
+            dynamo=True,
+            verbose=False,
+        )
+        _check(hidden, path, names)
+
+
+def _sample(rows: int, length: int, inputs: int) -> tuple[Any, ...]:
+    """Token ids, a mask under which every row but the first is padded, and where wanted the token types."""
+    import torch
+
+    ids = torch.arange(rows * length).reshape(rows, length) % 50 + 1
+    mask = torch.ones_like(ids)
+    mask[1:, length // 2 :] = 0
+    return (ids, mask, torch.zeros_like(ids))[:inputs]
+
+
+def _check(hidden: Any, path: Path, names: list[str]) -> None:
+    import onnxruntime
+
+    batch = _sample(3, 11, len(names))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found = session.run([OUTPUT], {name: value.numpy() for name, value in zip(names, batch, strict=True)})[0]
+    seen = batch[1].numpy().astype(bool)
+    if not np.allclose(found[seen], hidden(*batch).numpy()[seen], rtol=TOLERANCE, atol=TOLERANCE):
+        raise ValueError("the converted model gives other vectors")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporter speaks of its own internals; none of it is for the user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

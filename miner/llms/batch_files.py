@@ -11,6 +11,8 @@ from miner.ledger import Request
 from miner.llms import completion
 from miner.readers import rows
 
+FORM = "an answers file has the Batch API's output form"
+
 
 class Line(NamedTuple):
     """One answer line. `response` is None where the line tells of a failure, and `error` says which."""
@@ -30,7 +32,9 @@ def read_answers(path: Path) -> Iterator[Line]:
     for row in rows.read(path):
         key = row.values.get("custom_id")
         if not isinstance(key, str):
-            raise UserError(f"{row.place}: no custom_id; an answers file has the Batch API's output form")
+            raise UserError(f"{row.place}: no custom_id; {FORM}")
+        if not row.values.keys() & {"response", "error"}:
+            raise UserError(f"{row.place}: neither response nor error, so no answer (a request?); {FORM}")
         yield Line(key, *_outcome(row.values), _about(row.values.get("miner")))
 
 

