@@ -170,7 +170,9 @@ def test_half_precision_weights_run_in_single_precision_on_cpu(tmp_path):
 
 
 def test_real_minilm_is_equal_in_both_backends(minilm, monkeypatch, cache):
-    facts = [text for animal, (voice, food, sleep) in toy.ANIMALS.items() for text in _facts(animal, voice, food, sleep)]
+    facts = [
+        text for animal, (voice, food, sleep) in toy.ANIMALS.items() for text in _facts(animal, voice, food, sleep)
+    ]
     queries = [f"what does a {animal} eat" for animal in toy.ANIMALS]
     found = {backend: encoder(minilm, backend, max_length=64) for backend in BACKENDS}
     passages = {backend: found[backend].encode(facts, "passage") for backend in BACKENDS}

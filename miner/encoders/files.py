@@ -213,10 +213,10 @@ def _from_hub(settings: config.Encoder) -> Path:
     try:
         fetch = partial(huggingface_hub.snapshot_download, settings.model, revision=settings.revision)
         found = Path(fetch(allow_patterns=wanted))
-        if settings.backend != "torch" and torch_is_there():
-            if _first(found, ONNX_NAMES) is None or _further_modules(found):
-                wanted += TORCH_FILES
-                found = Path(fetch(allow_patterns=wanted))
+        through_torch = _first(found, ONNX_NAMES) is None or _further_modules(found)
+        if settings.backend != "torch" and through_torch and torch_is_there():
+            wanted += TORCH_FILES
+            found = Path(fetch(allow_patterns=wanted))
         if TORCH_FILES[0] in wanted and not _weights(found):
             found = Path(fetch(allow_patterns=[*wanted, *OLD_TORCH_FILES]))
     except HFValidationError as error:
