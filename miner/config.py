@@ -77,7 +77,7 @@ class Encoder(Model):
     passage_prefix: str | None = Field(None, description="Text before each passage; null: the family's own.")
     pooling: Literal["cls", "mean", "last"] | None = Field(None, description="null: the model's own.")
     max_length: int = Field(512, ge=8, description="Longest input in tokens; longer texts are cut.")
-    batch_tokens: int = Field(1500, ge=16, description="Token budget of one batch, padding counted.")
+    batch_tokens: int = Field(1500, ge=16, description="Token budget of an onnx batch, padding counted.")
     threads: int = Field(0, ge=0, le=4096, description="Threads of ONNX Runtime; 0: one a core.")
     device: str | None = Field(None, description="torch device, for example cuda:0; null: the best there is.")
     trust_remote_code: bool = Field(False, description="Run Python code that a hub model brings along.")
@@ -193,6 +193,9 @@ class Export(Model):
     min_negatives: int = Field(1, ge=1, description="Queries with fewer negatives are set aside.")
     ntuple_negatives: int | None = Field(
         None, ge=1, description="Negatives of an n-tuple row; null: mining.negatives, at most 4."
+    )
+    prompt: str = Field(
+        "", description="FlagEmbedding's `prompt`: put before each query in training, in place of the trainer's option."
     )
     scores: bool = Field(True, description="Write the retriever's scores beside positives and negatives.")
 

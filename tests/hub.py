@@ -14,7 +14,7 @@ COMMIT = "c0ffee" + "0" * 34
 
 
 class Hub:
-    """`with Hub({"BAAI/bge-small-en-v1.5": folder}) as hub:` - hub.url goes into HF_ENDPOINT, hub.sent has the files."""
+    """`with Hub({"BAAI/bge-m3": folder}) as hub:`; hub.url goes into HF_ENDPOINT, hub.sent names the files sent."""
 
     def __init__(self, models: dict[str, Path]) -> None:
         self.models, self.sent = models, list[str]()

@@ -48,7 +48,7 @@ DEFAULTS = {
     "generator": {"enabled": False, "prompt": "counterfactual", "max_share": 0.25, "max_chars": 4000, "llm": None}
     | {"facets": ["entity", "quantity", "condition", "scope", "polarity"]},
     "export": {"formats": ["flagembedding", "st-ntuple", "st-triplet"], "min_negatives": 1}
-    | {"ntuple_negatives": None, "scores": True},
+    | {"ntuple_negatives": None, "prompt": "", "scores": True},
     "seed": 13,
     "vector_cache": None,
     "prompts": None,

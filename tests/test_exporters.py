@@ -48,10 +48,10 @@ def scores(items: list[Item]) -> list[float]:
 # ---------------------------------------------------------------- FlagEmbedding
 
 
-@given(EXAMPLES, SCORES)
-def test_flagembedding_lines_come_back_equal(tmp_path_factory, examples, with_scores):
+@given(EXAMPLES, SCORES, TEXT)
+def test_flagembedding_lines_come_back_equal(tmp_path_factory, examples, with_scores, prompt):
     folder = tmp_path_factory.mktemp("export")
-    assert write("flagembedding", examples, folder, scores=with_scores) == {"rows": len(examples)}
+    assert write("flagembedding", examples, folder, scores=with_scores, prompt=prompt) == {"rows": len(examples)}
     raw = (folder / "flagembedding.jsonl").read_bytes()
     assert raw.count(b"\n") == len(examples), "one line a row, whatever the texts hold"
     rows = [json.loads(line) for line in raw.split(b"\n")[:-1]]
@@ -61,7 +61,7 @@ def test_flagembedding_lines_come_back_equal(tmp_path_factory, examples, with_sc
             "query": example.query,
             "pos": texts(example.positives),
             "neg": texts(example.negatives),
-            "prompt": "",
+            "prompt": prompt,
             "type": "normal",
         }
         for found, items in zip(numbers, (example.positives, example.negatives), strict=False):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 from pathlib import Path
 
@@ -73,8 +72,10 @@ def test_a_model_that_the_hub_has_not_is_one_line(tmp_path, miner):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("backend", [pytest.param(name, marks=needs_torch) for name in ("auto", "torch", "onnx")])
-@pytest.mark.parametrize("form", ["safetensors", "bin"])
+FORMS = [("auto", "safetensors"), ("onnx", "safetensors"), ("torch", "bin")]
+
+
+@pytest.mark.parametrize(("backend", "form"), [pytest.param(*form, marks=needs_torch) for form in FORMS])
 def test_torch_weights_of_a_hub_model_are_fetched(tmp_path, miner, backend, form):
     import torch
     from safetensors.torch import load_file
@@ -87,6 +88,4 @@ def test_torch_weights_of_a_hub_model_are_fetched(tmp_path, miner, backend, form
     with Hub({BGE: folder}) as hub:
         miner("run", job(tmp_path, backend=backend), **online(hub, tmp_path))
         assert len(hub.sent) == len(set(hub.sent)) == 6
-    config = json.loads((folder / "config.json").read_text())
-    assert config["model_type"] == "bert"
     assert len(candidates(tmp_path)) > 100

@@ -1,4 +1,4 @@
-"""The exported files in the hands of those they are written for: FlagEmbedding's and sentence-transformers' own code."""
+"""The exported files in the hands of those they are for: FlagEmbedding's and sentence-transformers' own code."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def same_dataset(args, batch: int) -> list[tuple]:
 
 
 def check(rows: dict[str, dict], query: str, passages: list[str], scores: list[float] | None) -> None:
-    """A group of the loader against the line that it came from: a positive first, then negatives, each with its score."""
+    """A group of the loader against the line it came from: a positive first, then negatives, each with its score."""
     row = rows[query]
     known = dict(zip(row["neg"], row["neg_scores"], strict=True))
     assert passages[0] in row["pos"]

@@ -119,14 +119,14 @@ def test_prefixes_and_pooling_of_the_job_file_win(tmp_path):
 
 def test_the_models_own_configuration_tells_the_pooling(tmp_path):
     folder = tiny.bert(tmp_path / "tuned-here")
-    with pytest.raises(UserError, match="unknown family and no pooling known for it; set encoder.pooling"):
+    with pytest.raises(UserError, match=r"unknown family and no pooling known for it; set encoder\.pooling"):
         encoder(folder, "torch")
     expected = reference(folder, "", "mean", TEXTS)
     for pooling in ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, {"pooling_mode": "mean"}):
         tiny.put(folder / "1_Pooling/config.json", {**pooling, "include_prompt": True})
         assert encoder(folder, "onnx").encode(TEXTS, "query") == pytest.approx(expected, abs=2e-6)
     tiny.put(folder / "1_Pooling/config.json", {"pooling_mode": ["mean", "max"]})
-    with pytest.raises(UserError, match="set encoder.pooling"):
+    with pytest.raises(UserError, match=r"set encoder\.pooling"):
         encoder(folder, "torch")
 
 
@@ -229,7 +229,7 @@ def test_a_conversion_that_changes_the_vectors_is_refused(tmp_path, cache, monke
             model.network.embeddings.word_embeddings.weight.neg_()
 
     monkeypatch.setattr("torch.onnx.export", broken)
-    with pytest.raises(UserError, match="cannot be converted to ONNX; set encoder.backend: torch .*other vectors"):
+    with pytest.raises(UserError, match=r"cannot be converted to ONNX; set encoder\.backend: torch .*other vectors"):
         encoder(tiny.bert(tmp_path / "bge-small-en-v1.5"), "onnx")
     assert list(cache.iterdir()) == []
 

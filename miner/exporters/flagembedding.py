@@ -18,19 +18,19 @@ NAME = "flagembedding.jsonl"
 
 
 def write(_: str, examples: Examples, folder: Path, settings: Export, __: int) -> dict[str, int]:
-    rows: Iterator[dict[str, Any]] = (_row(example, settings.scores) for example in examples())
+    rows: Iterator[dict[str, Any]] = (_row(example, settings) for example in examples())
     return {"rows": write_jsonl(folder / NAME, rows)}
 
 
-def _row(example: Example, scores: bool) -> dict[str, Any]:
+def _row(example: Example, settings: Export) -> dict[str, Any]:
     row: dict[str, Any] = {
         "query": example.query,
         "pos": [item.text for item in example.positives],
         "neg": [item.text for item in example.negatives],
     }
-    if scores:
+    if settings.scores:
         row |= {"pos_scores": _scores(example.positives), "neg_scores": _scores(example.negatives)}
-    return row | {"prompt": "", "type": "normal"}
+    return row | {"prompt": settings.prompt, "type": "normal"}
 
 
 def _scores(items: list[Item]) -> list[float]:
