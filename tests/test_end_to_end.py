@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 import toy
 from conftest import shared
 from loopback import Loopback, grade, parts
@@ -103,11 +104,19 @@ def test_an_unknown_grade_band_is_unsure_and_not_exported(tmp_path, miner):
     assert {row["reason"] for row in unsure} == {"judged_unsure"}
 
 
-def test_real_data_without_judge(tmp_path, miner):
-    path = shared("xquad-zh")
+@pytest.mark.parametrize(
+    ("name", "passages", "queries"),
+    [
+        ("xquad-zh", 240, 714),
+        pytest.param("cranfield", 1398, 135, marks=pytest.mark.slow),
+        pytest.param("scifact", 5183, 809, marks=pytest.mark.slow),
+    ],
+)
+def test_real_data_without_judge(tmp_path, miner, name, passages, queries):
+    path = shared(name)
     job = toy.job(tmp_path, data={"path": str(path)}, mining={"depth": 50, "negatives": 5, "block": 1024})
-    summary = json.loads(miner("run", job, "--json").stdout)
-    assert summary["steps"]["corpus"]["passages"] == 240
-    assert summary["steps"]["corpus"]["queries"] == 714
+    summary = json.loads(miner("run", job, "--json", timeout=1800).stdout)
+    assert summary["steps"]["corpus"]["passages"] == passages
+    assert summary["steps"]["corpus"]["queries"] == queries
     outcomes = summary["steps"]["decisions"]["queries"]
-    assert sum(outcomes.values()) == 714
+    assert sum(outcomes.values()) == queries
