@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from miner import encoders, exporters, llms, progress, prompts, ranking, readers, searchers, store
 from miner.config import Endpoint, Job
@@ -259,6 +260,9 @@ def _demands(run: Context) -> list[synthetic.Demand]:
             )
             if slot
         )
+        if judged is not None:
+            # An answer that is still to come may admit its passage, so nothing is written in its place yet.
+            taken.update(judged.filter(pc.equal(judged.column("status"), "missing")).column("query_id").to_pylist())
         for query_id in sorted(set(_positives_of(part).column("query_id").to_pylist())):
             count = synthetic.wanted(wanted - taken[query_id], wanted, run.job.generator)
             for facet in synthetic.facets(int(content_id(query_id), 16), count, run.job.generator):

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import toy
 from conftest import shared
-from loopback import Loopback, grade, parts
+from loopback import Loopback, grade, parts, sensible
 
 from miner.store import tree_digest
 
@@ -93,6 +93,30 @@ def test_a_changed_margin_redoes_only_what_depends_on_it(tmp_path, miner):
     assert "vectors: fresh" in again.stderr
     assert "candidates: changed: mining.margin_relative" in again.stderr
     assert not new & pooled
+
+
+def test_nothing_is_generated_while_judge_answers_are_missing(tmp_path, miner):
+    def broken_judge(body: dict) -> tuple[int, dict[str, str], bytes]:
+        return sensible(body) if "FACET" in parts(body) else (500, {}, b"{}")
+
+    with Loopback(broken_judge) as server:
+        job = toy.job(tmp_path, llm=toy.llm(server.url, attempts=1), **JUDGED)
+        assert miner("run", job, check=False).returncode == 3
+        assert server.bodies
+        assert not any("FACET" in parts(body) for body in server.bodies)
+        server.reply = sensible
+        miner("run", job)
+        assert any("FACET" in parts(body) for body in server.bodies)
+
+
+@pytest.mark.parametrize(
+    ("structured", "asks"), [("json_schema", "json_schema"), ("json_object", "json_object"), ("none", None)]
+)
+def test_the_form_of_the_answer_is_asked_for_as_the_job_says(tmp_path, miner, structured, asks):
+    with Loopback() as server:
+        miner("judge", toy.job(tmp_path, llm=toy.llm(server.url, structured=structured), judge={"enabled": True}))
+        assert {body.get("response_format", {}).get("type") for body in server.bodies} == {asks}
+        assert all(b["response_format"]["json_schema"]["strict"] for b in server.bodies if asks == "json_schema")
 
 
 def test_an_unknown_grade_band_is_unsure_and_not_exported(tmp_path, miner):

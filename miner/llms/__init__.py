@@ -84,8 +84,8 @@ def asker(backend: Callable[[], Backend], ledger: Ledger, tick: Callable[[int], 
     """Join a backend and a ledger: ask what is not in the ledger, then yield everything in request order.
 
     The backend is made only where something must be asked, so a finished job needs no key and no server. The requests
-    are iterated twice and never gathered, so memory does not grow with their number; only the reasons of those that
-    found no answer are kept.
+    are iterated twice and never gathered: what is kept is the key of each one asked, and the reason of each one that
+    found no answer.
     """
 
     def ask(requests: Requests) -> Iterator[tuple[Request, dict[str, Any] | None, str]]:

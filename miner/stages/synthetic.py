@@ -29,7 +29,7 @@ class Demand:
 
 def wanted(short: int, negatives: int, generator: Generator) -> int:
     """Synthetic negatives to write for a query that lacks `short` of `negatives`: capped by max_share."""
-    return min(short, int(generator.max_share * negatives))
+    return max(0, min(short, int(generator.max_share * negatives)))
 
 
 def facets(query_hash: int, count: int, generator: Generator) -> list[str]:
