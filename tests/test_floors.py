@@ -27,7 +27,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.s
 ADAPTERS = {name for name, floor in FLOOR.items() if floor == 4}
 # Who may import what on the same floor or above, and which modules may name an adapter and not only its package.
 SIDEWAYS = {
-    "config": "yaml_file",
+    "config.load": "yaml_file",
     "vector_cache": "store",
     "readers": "readers.rows",
     "encoders": "encoders.files",

@@ -1,22 +1,21 @@
-"""Searchers find the nearest passages of a block of queries."""
+"""Searchers find the nearest passages of a block of queries. One module per kind, imported only when used.
+
+A searcher is built over the whole corpus and all queries; queries and passages are named by their row numbers in the
+corpus step's tables, which are sorted by id.
+"""
 
 from __future__ import annotations
 
-import importlib
 from typing import Any, Protocol
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-SEARCHERS = {"flat": "miner.searchers.faiss_flat"}
 
 
 class Searcher(Protocol):
     def search(self, queries: Array, k: int) -> tuple[Array, Array]:
-        """queries: float32[b, d] -> scores float32[b, k], descending, and rows int64[b, k]; -1 where there are none."""
+        """queries: int64[b] row numbers -> scores float32[b, k], descending, and passage rows int64[b, k].
 
-
-def build(name: str, vectors: Array) -> Searcher:
-    """An index over vectors: float32[n, d], which may be memory-mapped."""
-    searcher: Searcher = importlib.import_module(SEARCHERS[name]).build(vectors)
-    return searcher
+        -1 (score -inf) where a query has fewer than k; how ties are ordered is left to the searcher. k <= passages.
+        """

@@ -1,0 +1,29 @@
+"""The job file: one frozen model, read from YAML; a module for each section."""
+
+from miner.config.base import is_address, secret
+from miner.config.data import Columns, CorpusColumns, Data
+from miner.config.encoder import Encoder
+from miner.config.job import Export, Job
+from miner.config.llm import Endpoint, Generator, Judge
+from miner.config.load import load
+from miner.config.mining import Filters, Index, Mining, Retriever, Teacher
+
+__all__ = [
+    "Columns",
+    "CorpusColumns",
+    "Data",
+    "Encoder",
+    "Endpoint",
+    "Export",
+    "Filters",
+    "Generator",
+    "Index",
+    "Job",
+    "Judge",
+    "Mining",
+    "Retriever",
+    "Teacher",
+    "is_address",
+    "load",
+    "secret",
+]

@@ -1,0 +1,78 @@
+"""The whole job file, and what contradicts itself between its sections."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from miner.config.base import Model
+from miner.config.data import Data
+from miner.config.encoder import Encoder
+from miner.config.llm import Endpoint, Generator, Judge
+from miner.config.mining import Filters, Mining, Teacher
+
+
+class Export(Model):
+    """The training files."""
+
+    formats: tuple[Literal["flagembedding", "st-ntuple", "st-triplet"], ...] = Field(
+        ("flagembedding", "st-ntuple", "st-triplet"), min_length=1, description="Training files to write."
+    )
+    min_negatives: int = Field(1, ge=1, description="Queries with fewer negatives are set aside.")
+    ntuple_negatives: int | None = Field(
+        None, ge=1, description="Negatives of an n-tuple row; null: mining.negatives, at most 4."
+    )
+    prompt: str = Field(
+        "", description="FlagEmbedding's `prompt`: put before each query in training, in place of the trainer's option."
+    )
+    scores: bool = Field(True, description="Write the retriever's scores beside positives and negatives.")
+
+
+class Job(Model):
+    """A miner job. Relative paths count from the job file."""
+
+    data: Data
+    encoder: Encoder = Encoder()  # type: ignore[call-arg]
+    mining: Mining = Mining()  # type: ignore[call-arg]
+    teacher: Teacher | None = Field(None, description="Cross-encoder that scores candidates.")
+    filters: Filters = Filters()  # type: ignore[call-arg]
+    llm: Endpoint | None = Field(None, description="Endpoint of the LLM stages.")
+    judge: Judge = Judge()  # type: ignore[call-arg]
+    generator: Generator = Generator()  # type: ignore[call-arg]
+    export: Export = Export()  # type: ignore[call-arg]
+    seed: int = Field(13, ge=0, lt=1 << 63, description="Seed of every random choice.")
+    job: str | None = Field(
+        None, description="Folder of the job; null: the job file's name with .job in place of .yaml."
+    )
+    vector_cache: str | None = Field(None, description="Folder of vectors shared by jobs; null: inside the job.")
+    previous: str | None = Field(
+        None, description="Folder of an earlier job on the same data: answers that it paid for are used again."
+    )
+    prompts: str | None = Field(None, description="Folder searched for prompts before the shipped ones.")
+
+    @model_validator(mode="after")
+    def _contradictions(self) -> Job:
+        for name, stage in (("judge", self.judge), ("generator", self.generator)):
+            if stage.enabled and stage.llm is None and self.llm is None:
+                raise ValueError(f"llm.model is not set: name a model, or set {name}.enabled: false")
+        if self.generator.enabled and not self.judge.enabled:
+            raise ValueError("generator.enabled needs judge.enabled: nothing generated is kept unjudged")
+        if self.mining.margin_on == "teacher" and self.teacher is None:
+            raise ValueError("mining.margin_on: teacher needs teacher.model")
+        if self.judge.pool is not None and self.judge.pool < self.mining.negatives:
+            raise ValueError(f"judge.pool {self.judge.pool} is below mining.negatives {self.mining.negatives}")
+        for name in ("min_negatives", "ntuple_negatives"):
+            if (getattr(self.export, name) or 0) > self.mining.negatives:
+                raise ValueError(
+                    f"export.{name} {getattr(self.export, name)} is above mining.negatives {self.mining.negatives}:"
+                    " no query could have so many"
+                )
+        return self
+
+    @property
+    def pool_size(self) -> int:
+        """Candidates per query that reach the judge, or the export where the judge is off."""
+        if not self.judge.enabled:
+            return self.mining.negatives
+        return self.judge.pool or 2 * self.mining.negatives
