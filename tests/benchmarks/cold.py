@@ -25,7 +25,7 @@ def main() -> None:
     if args.side:
         return sentence_transformers_side(args)
     with tempfile.TemporaryDirectory() as name:
-        print(measure(args, Path(name)))
+        common.say(measure(args, Path(name)))
 
 
 def _arguments() -> argparse.Namespace:

@@ -1,4 +1,6 @@
-"""Data of cold.py: cold_data.py SCIFACT OUT PASSAGES QUERIES. Claims first, then titles as queries for their abstracts."""
+"""Data of cold.py: cold_data.py SCIFACT OUT PASSAGES QUERIES.
+
+The queries are the claims, filled up with titles of abstracts as queries for these."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def main(work: Path) -> None:
         ours = [d for d in mined[query] if d not in positives[query]][:DEPTH]
         shares.append(len(set(best) & set(ours)) / len(best))
         top.append(best[0] == ours[0])
-    print(
+    common.say(
         f"Overlap of the top-{DEPTH} lists (positives out) with exact search in the peer's vectors, {len(shares)}"
         f" queries: mean {np.mean(shares):.5f}, lowest {min(shares):.2f}; same first passage {np.mean(top):.4f}."
     )

@@ -40,6 +40,11 @@ def child(argv: Sequence[str | Path], log: Path) -> Child:
     return Child(wall, usage.ru_maxrss / 1024, printed)
 
 
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
 def miner(*words: str | Path) -> list[str]:
     return [sys.executable, "-m", "miner", *map(str, words)]
 
@@ -114,9 +119,25 @@ def machine() -> str:
     """Processor, cores and load, for the tables' caption."""
     names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
     name = names[0] if names else platform.machine()
-    return f"{name}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}"
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    return f"{name}, {cores} cores, load {load:.1f} at the end, Python {platform.python_version()}"
 
 
 def _cpuinfo() -> list[str]:
     path = Path("/proc/cpuinfo")
     return path.read_text().splitlines() if path.is_file() else []
+
+
+def encoded(printed: str) -> list[int]:
+    """The counts `encoded` of passages and queries, wherever they stand in what `miner mine --json` printed."""
+    found: list[int] = []
+
+    def walk(node: Any) -> None:
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            if key == "encoded":
+                found.append(value)
+            elif isinstance(value, dict | list):
+                walk(value)
+
+    walk(json.loads(printed))
+    return found
