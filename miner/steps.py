@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from miner import encoders, exporters, llms, progress, prompts, ranking, readers, searchers, store
 from miner.config import Endpoint, Job
+from miner.encoders.precomputed import Precomputed
 from miner.job import JobFolder
 from miner.ledger import Ledger
 from miner.records import JUDGMENTS, SYNTHETIC, content_id, passage_text, texts
@@ -103,20 +104,31 @@ def run_corpus(run: Context, work: Path) -> Done:
 
 
 def run_vectors(run: Context, work: Path) -> Done:
+    stored = encoders.stored(run.job.encoder)
+    if stored is not None:
+        return _copy_vectors(run, work, stored)
     encoder = encoders.load(run.job.encoder)
     identity = encoders.fingerprint(run.job.encoder)
     root = Path(run.job.vector_cache) if run.job.vector_cache else run.folder.root / "vector_cache"
     counts: dict[str, Any] = {"dimension": encoder.dimension}
-    for name, kind in (("passages", "passage"), ("queries", "query")):
+    kinds: dict[str, encoders.Kind] = {"passages": "passage", "queries": "query"}
+    for name, kind in kinds.items():
         table = run.table("corpus", name)
-        prefix = identity[f"{kind}_prefix"]
-        space = {k: v for k, v in identity.items() if not k.endswith("_prefix")} | {"prefix": prefix}
-        cache = VectorCache(root / store.digest(space)[:32])
+        cache = VectorCache(root / store.digest(encoders.space(identity, kind))[:32])
         wanted = keys(texts(table), table.num_rows)
         with progress.bar(f"encode {name}", len(np.unique(wanted)), "texts") as tick:
-            encoded = vectors.run(table, wanted, kind, encoder, cache, tick)  # type: ignore[arg-type]
+            encoded = vectors.run(table, wanted, kind, encoder, cache, tick)
         _gather(work / f"{name}.npy", cache, wanted, encoder.dimension)
         counts[name] = {"rows": table.num_rows, "encoded": encoded}
+    return Done(counts)
+
+
+def _copy_vectors(run: Context, work: Path, stored: Precomputed) -> Done:
+    counts: dict[str, Any] = {"dimension": stored.dimension}
+    for name, column in (("passages", "doc_id"), ("queries", "query_id")):
+        ids = run.table("corpus", name).column(column).to_pylist()
+        stored.write(name, ids, work / f"{name}.npy")
+        counts[name] = {"rows": len(ids), "encoded": 0}
     return Done(counts)
 
 

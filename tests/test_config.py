@@ -39,7 +39,10 @@ DEFAULTS = {
     },
     "encoder": {"model": "BAAI/bge-small-en-v1.5", "backend": "auto", "max_length": 512, "batch_tokens": 1500}
     | {"threads": 0, "trust_remote_code": False, "revision": None, "onnx_file": None, "tokenizer_file": None}
-    | {"query_prefix": None, "passage_prefix": None, "pooling": None, "device": None},
+    | {"query_prefix": None, "passage_prefix": None, "pooling": None, "device": None, "precision": "fp32"}
+    | dict.fromkeys(["query_suffix", "instruction", "dimensions", "base_url", "api_key", "identity", "max_chars"], None)
+    | {"batch_size": 64, "request_tokens": 32_000, "concurrency": 8, "timeout_s": 60.0, "attempts": 6}
+    | {"passages_file": None, "queries_file": None},
     "mining": {"depth": 100, "rank_min": 1, "rank_max": None, "margin_absolute": None, "margin_relative": 0.05}
     | {"score_min": None, "score_max": None, "sample": "top", "negatives": 7, "block": 1024},
     "llm": ENDPOINT,

@@ -128,7 +128,9 @@ def _absolute(job: Job, file: Path) -> Job:
     def retriever(one: Retriever) -> Retriever:
         return one.model_copy(update={"file": local(one.file, must_exist=False)})
 
-    encoder = {name: local(getattr(job.encoder, name)) for name in ("model", "onnx_file", "tokenizer_file")}
+    named = ("model", "onnx_file", "tokenizer_file") if not job.encoder.remote else ()
+    encoder = {name: local(getattr(job.encoder, name)) for name in named}
+    encoder |= {name: local(getattr(job.encoder, name)) for name in ("passages_file", "queries_file")}
     data = {"path": local(job.data.path), "corpus": local(job.data.corpus, must_exist=False)}
     own = local(job.prompts, must_exist=False)
     if own is not None and not Path(own).is_dir():
