@@ -157,9 +157,9 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_the_candidates_of_a_job_keep_their_ranks_and_scores(tmp_path):
     """Ids as a whole, over several parts and row groups; rows in no order."""
     first: list[ROW] = [("q1", "d3", 2, 0.5), ("q1", "d1", 1, 0.75), ("other", "d1", 1, 9.0)]
-    second: list[ROW] = [("q2", "d5", 7, 0.25), ("q1", "gone", 4, 0.25), ("q1", "d0", 3, 0.5)]
+    second: list[ROW] = [("q2", "d5", 7, 0.875), ("q1", "gone", 4, 0.25), ("q1", "d0", 3, 0.5)]
     folder = job(tmp_path / "job", first, second)
-    assert lists(folder) == [[], [("d1", 0.75), ("d3", 0.5), ("d0", 0.5)], [("d5", 0.25)]]
+    assert lists(folder) == [[], [("d1", 0.75), ("d3", 0.5), ("d0", 0.5)], [("d5", 0.875)]]
     searcher = trec_run.build(folder, DOCS, QUERIES)
     assert (searcher.unknown_queries, searcher.unknown_passages) == (1, 1)
 
