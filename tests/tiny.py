@@ -44,6 +44,41 @@ def qwen3(folder: Path) -> Path:
     return save(Qwen3Model, Qwen3Config(vocab_size=size, **SIZES, **more), folder)
 
 
+def cross_encoder(folder: Path, *, outputs: int = 1, **more: Any) -> Path:
+    """The architecture of bge-reranker: an XLM-R that reads <s> query </s></s> passage </s>."""
+    from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
+
+    size = pair_tokenizer(folder, ["<s>", "<pad>", "</s>", "<unk>"], "<s> $A </s> </s> $B </s>", types=False)
+    sizes = {"vocab_size": size, "type_vocab_size": 1, "max_position_embeddings": 514, "num_labels": outputs}
+    made = XLMRobertaConfig(**sizes, **SIZES, **{"initializer_range": 0.3, **more})
+    return save(XLMRobertaForSequenceClassification, made, folder)
+
+
+def bert_cross_encoder(folder: Path) -> Path:
+    """The architecture of ms-marco-MiniLM: a BERT that tells query and passage apart by token types."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    size = pair_tokenizer(folder, names, "[CLS] $A [SEP] $B:1 [SEP]:1", types=True)
+    made = BertConfig(vocab_size=size, num_labels=1, initializer_range=0.3, **SIZES)
+    return save(BertForSequenceClassification, made, folder)
+
+
+def pair_tokenizer(folder: Path, special: list[str], form: str, *, types: bool) -> int:
+    """`tokenizer`, which also puts two texts together as `form` says. Returns the vocabulary's size."""
+    from tokenizers import processors
+    from transformers import AutoTokenizer
+
+    size = tokenizer(folder, special)
+    fast = AutoTokenizer.from_pretrained(folder)
+    single = form.split(" $B")[0].removesuffix(" </s>") if special[0] == "<s>" else form.split(" $B")[0]
+    named = [(token, fast.convert_tokens_to_ids(token)) for token in special if token in form]
+    fast.backend_tokenizer.post_processor = processors.TemplateProcessing(single, form, named)
+    fast.model_input_names = ["input_ids", *(["token_type_ids"] if types else []), "attention_mask"]
+    fast.save_pretrained(folder)
+    return size
+
+
 def save(kind: Any, config: Any, folder: Path) -> Path:
     import torch
 
