@@ -1,0 +1,100 @@
+"""Encode what any of BGE-M3's three caches lacks, each text once for all of them.
+
+As in `stages.vectors`, the texts are cut into pieces before the caches are asked: a run that was killed and started
+again encodes the same batches as one that was not, and loses one piece at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from miner.encoders import Kind
+from miner.ragged_cache import Ragged, RaggedCache, spread
+from miner.records import texts
+from miner.stages.vectors import chunks
+from miner.vector_cache import VectorCache
+
+# A token's vector takes 2 KiB in BGE-M3, a character some 0.5 KiB: 100 MiB a piece.
+PIECE_CHARS = 200_000
+Array = np.ndarray[Any, Any]
+
+
+class Outputs(Protocol):
+    """See miner.encoders.m3.Outputs."""
+
+    @property
+    def dense(self) -> Array: ...
+    @property
+    def sparse(self) -> Ragged: ...
+    @property
+    def multi(self) -> Ragged | None: ...
+
+
+class Encoder(Protocol):
+    def encode_all(self, texts: list[str], kind: Kind, multi: bool) -> Outputs:
+        """The three outputs in the order of `texts`; `multi` of them is None where it is False here."""
+
+
+def run(
+    table: pa.Table,
+    keys: Array,
+    kind: Kind,
+    encoder: Encoder,
+    dense: VectorCache,
+    sparse: RaggedCache | None,
+    multi: RaggedCache | None,
+    tick: Callable[[int], None],
+) -> int:
+    """Bring every row of a passages or queries table into every cache given. keys: S16[n], one for each row.
+
+    The caches are refreshed at the end. Returns the number of texts encoded.
+    """
+    caches = [cache for cache in (dense, sparse, multi) if cache is not None]
+    encoded = 0
+    for rows in _pieces(_lengths(table), keys):
+        lacking = rows[np.any([cache.missing(keys[rows]) for cache in caches], axis=0)]
+        if len(lacking):
+            some = list(texts(table, lacking.tolist()))
+            _store(keys[lacking], encoder.encode_all(some, kind, multi is not None), dense, sparse, multi)
+            encoded += len(lacking)
+        tick(len(rows))
+    for cache in caches:
+        cache.refresh()
+    return encoded
+
+
+def _store(
+    keys: Array, outputs: Outputs, dense: VectorCache, sparse: RaggedCache | None, multi: RaggedCache | None
+) -> None:
+    new = dense.missing(keys)
+    if new.any():
+        dense.append(keys[new], outputs.dense[new])
+    for cache, found in ((sparse, outputs.sparse), (multi, outputs.multi)):
+        if cache is not None and found is not None and (new := cache.missing(keys)).any():
+            cache.append(keys[new], *_rows(found, np.flatnonzero(new)))
+
+
+def _rows(found: Ragged, rows: Array) -> Ragged:
+    if len(rows) == len(found.offsets) - 1:
+        return found
+    lengths = np.diff(found.offsets)[rows]
+    return Ragged(found.values[spread(found.offsets[rows], lengths)], np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def _pieces(lengths: Array, keys: Array) -> Iterator[Array]:
+    """Row numbers of the distinct texts, longest first, in pieces of PIECE_CHARS and at most one text more."""
+    for rows in chunks(lengths, keys):
+        number = (np.cumsum(lengths[rows]) - lengths[rows]) // PIECE_CHARS
+        yield from np.split(rows, np.flatnonzero(np.diff(number)) + 1)
+
+
+def _lengths(table: pa.Table) -> Array:
+    length = pc.utf8_length(table.column("text")).to_numpy()
+    if "title" in table.column_names:
+        length = length + pc.utf8_length(table.column("title")).to_numpy()
+    return np.asarray(length, np.int64)
