@@ -190,7 +190,7 @@ def test_a_broken_head_is_one_line(folder, tmp_path, content):
 
 def test_a_name_that_is_nowhere(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match="encoder.model no-such-folder: no such folder"):
+    with pytest.raises(UserError, match=r"^encoder\.model no-such-folder: no such folder"):
         m3.find(settings(Path("no-such-folder")))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from miner import config
-from miner.encoders import Kind, Vectors, families
+from miner.encoders import Kind, Vectors
 from miner.encoders.files import TOKENIZERS, package_path
 from miner.encoders.onnx import batches
 from miner.errors import UserError
@@ -192,10 +192,8 @@ def _sparse(weighted: Array, count: int) -> Ragged:
 
 
 def _prefix(settings: config.Encoder, kind: Kind) -> str:
-    family = families.of(settings.model)
-    own = (family.query_prefix if kind == "query" else family.passage_prefix) if family else ""
-    chosen = settings.query_prefix if kind == "query" else settings.passage_prefix
-    return own if chosen is None else chosen
+    """BGE-M3 was trained without prefixes, so that there are only those of the job file."""
+    return (settings.query_prefix if kind == "query" else settings.passage_prefix) or ""
 
 
 def _check(settings: config.Encoder, folder: Path) -> None:
