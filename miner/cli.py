@@ -24,6 +24,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+calibrate = typer.Typer(help="Choose settings by measurement on judged data.", no_args_is_help=True)
+app.add_typer(calibrate, name="calibrate")
 JobFile = Annotated[Path, typer.Argument(help="The job file (YAML).", metavar="JOB.yaml")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override a value of the job file: key.sub=value. Repeatable.")
@@ -135,6 +137,37 @@ def inspect(
         _print_json(found)
     else:
         views.print_query(found)
+
+
+@calibrate.command()
+def margin(
+    job_file: JobFile,
+    target: Annotated[
+        float, typer.Option("--target-fn", help="Largest share of relevant passages among the negatives.")
+    ],
+    golden: Annotated[
+        Path | None, typer.Option("--golden", help="Judged pairs: query_id, doc_id, relevance (TSV or TREC qrels).")
+    ] = None,
+    hide: Annotated[
+        float, typer.Option("--hide", help="Without --golden: share of a query's positives to hide.")
+    ] = 0.5,
+    write: Annotated[bool, typer.Option("--write/--no-write", help="Write the setting into the job file.")] = True,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose rank_min and the margin for this encoder and corpus, on judged pairs or on hidden positives."""
+    if not 0 < target < 1 or not 0 < hide < 1:
+        raise UserError("calibrate margin: --target-fn and --hide lie between 0 and 1")
+    with _resumable():
+        job = _load(job_file, set_)
+        from miner import calibrate as calibration_of
+        from miner import engine, views
+
+        with engine.opened(job) as context:
+            found = calibration_of.margin(context, golden, target, hide)
+        if write and found["chosen"]:
+            calibration_of.write(job_file, found["chosen"])
+    _print_json(found) if as_json else views.print_calibration(found, job_file if write else None)
 
 
 @app.command()

@@ -9,14 +9,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from miner import encoders, llms, readers, steps, store
-from miner.config import Job
+from miner import encoders, llms, mining_steps, readers, steps, store, teachers
+from miner.config import Job, Retriever
 from miner.errors import UserError
 from miner.job import JobFolder, Stamp
 from miner.ledger import Ledger, Request
+from miner.stages import firewall
 from miner.steps import Context, Done
 
 log = logging.getLogger("miner")
@@ -44,7 +46,8 @@ def _corpus(run: Context) -> Inputs:
         for path in _read_files(run)
     }
     source = {"data.path": data.path} if readers.detect(data) == "datasets" and not root.exists() else {}
-    return _flat("data", data.model_dump(exclude={"path", "corpus"})) | {"data.files": files} | source
+    settings = _flat("data", data.model_dump(exclude={"path", "corpus", "firewall"}))
+    return settings | {"data.files": files} | source | firewall.fingerprint(data.firewall)
 
 
 def _read_files(run: Context) -> list[Path]:
@@ -61,10 +64,49 @@ def _vectors(run: Context) -> Inputs:
     return _flat("encoder", encoders.fingerprint(run.job.encoder))
 
 
+def _index(run: Context) -> Inputs:
+    depth = max(run.job.mining.window(r)[0] for r in run.job.mining.retrievers if r.kind == "dense")
+    return _flat("index", run.job.mining.index.model_dump()) | {"depth": depth, "seed": run.job.seed}
+
+
+def _retrieved(retriever: Retriever) -> Callable[[Context], Inputs]:
+    def settings(run: Context) -> Inputs:
+        mining = run.job.mining
+        found: Inputs = {"kind": retriever.kind, "depth": mining.window(retriever)[0], "block": mining.block}
+        if retriever.file is not None:
+            found["file"] = _run_digests(Path(retriever.file))
+        return found | {"language": retriever.language} | _relevant(run)
+
+    return settings
+
+
+def _run_digests(path: Path) -> dict[str, str]:
+    """Of a run file, or of the candidates of an earlier job."""
+    files = sorted((path / "candidates").glob("part-*.parquet")) if path.is_dir() else [path]
+    if not all(file.is_file() for file in files):
+        raise UserError(f"mining.retrievers: file {path}: no such file; name a TREC run or the folder of a job")
+    return {file.name: store.file_digest(file) for file in files}
+
+
+def _fusion(run: Context) -> Inputs:
+    mining = run.job.mining
+    weights = [[retriever.label, retriever.weight] for retriever in mining.retrievers]
+    return {"fusion": mining.fusion, "rrf_k": mining.rrf_k, "weights": weights, "block": mining.block}
+
+
+def _teacher(run: Context) -> Inputs:
+    settings = run.job.teacher
+    assert settings is not None, "the plan has this step only with a teacher"
+    return _flat("teacher", teachers.fingerprint(settings)) | {"depth": settings.depth} | _fusion(run) | _relevant(run)
+
+
 def _candidates(run: Context) -> Inputs:
-    mining = run.job.mining.model_dump(exclude={"negatives"})
-    seed = {"seed": run.job.seed} if run.job.mining.sample == "random" else {}
-    return _flat("mining", mining) | {"pool": run.job.pool_size} | seed | _relevant(run)
+    mining = run.job.mining.model_dump(exclude={"negatives", "index", "retrievers"})
+    windows = [[r.label, *run.job.mining.window(r), r.quota] for r in run.job.mining.retrievers]
+    seed = {"seed": run.job.seed} if run.job.mining.sample in ("random", "softmax") else {}
+    content = {f"filters.{name}": value for name, value in run.job.filters.model_dump().items() if value is not None}
+    settings = _flat("mining", mining) | {"windows": windows, "pool": run.job.pool_size}
+    return settings | seed | content | _fusion(run) | _relevant(run)
 
 
 def _relevant(run: Context) -> Inputs:
@@ -112,15 +154,34 @@ def plan(job: Job) -> list[Step]:
     found = [
         Step("corpus", (), _corpus, steps.run_corpus),
         Step("vectors", ("corpus",), _vectors, steps.run_vectors),
-        Step("candidates", ("corpus", "vectors"), _candidates, steps.run_candidates),
+        *_mining(job),
         Step("judgments", ("corpus", "candidates"), _judge, steps.run_judgments),
         Step("synthetic", ("corpus", "vectors", "candidates", "judgments"), _generate, steps.run_synthetic),
         Step("synthetic_judgments", ("corpus", "candidates", "synthetic"), _judge, steps.run_synthetic_judgments),
-        Step("decisions", ("candidates", *judged, *written), _decisions, steps.run_decisions),
+        Step("decisions", ("candidates", *judged, *written), _decisions, steps.run_decisions, format=2),
         Step("export", ("corpus", "candidates", *judged, *written, "decisions"), _export, steps.run_export),
     ]
     off = {"judgments": not job.judge.enabled, "synthetic": not written, "synthetic_judgments": not written}
     return [step for step in found if not off.get(step.name)]
+
+
+def _mining(job: Job) -> list[Step]:
+    """The index, a step for each retriever, the teacher where there is one, the candidates."""
+    found = []
+    if any(retriever.kind == "dense" for retriever in job.mining.retrievers):
+        found.append(Step("index", ("vectors",), _index, mining_steps.run_index))
+    lists: tuple[str, ...] = ()
+    for retriever in sorted(job.mining.retrievers, key=lambda one: one.kind == "multivector"):
+        needs = {"dense": ("vectors", "index"), "sparse": ("vectors",), "multivector": ("vectors", *lists)}
+        run = partial(mining_steps.run_retrieved, retriever=retriever)
+        name = f"retrieved_{retriever.label}"
+        found.append(Step(name, ("corpus", *needs.get(retriever.kind, ())), _retrieved(retriever), run))
+        lists = (*lists, name)
+    taught = ("teacher",) if job.teacher else ()
+    if job.teacher:
+        found.append(Step("teacher", ("corpus", *lists), _teacher, mining_steps.run_teacher))
+    needed = ("corpus", "vectors", *lists, *taught)
+    return [*found, Step("candidates", needed, _candidates, mining_steps.run_candidates, format=2)]
 
 
 LAST = {"mine": "candidates", "judge": "judgments", "generate": "synthetic_judgments", "export": "export"}
@@ -145,9 +206,18 @@ def opened(job: Job, **options: Any) -> Iterator[Context]:
     with folder.lock():
         ledger = Ledger(folder.ledger)
         try:
+            if job.previous is not None:
+                _adopt(ledger, Path(job.previous))
             yield Context(job, folder, ledger, **options)
         finally:
             ledger.close()
+
+
+def _adopt(ledger: Ledger, previous: Path) -> None:
+    if not (previous / "ledger.sqlite").is_file():
+        raise UserError(f"previous {previous}: no ledger.sqlite there; name the folder of a job")
+    if taken := ledger.adopt(previous / "ledger.sqlite"):
+        log.info("%d answers taken over from %s", taken, previous)
 
 
 def advance(run: Context, until: str | None = None) -> list[Stamp]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from miner.errors import UserError
 
@@ -72,7 +73,9 @@ class Ledger:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
+            self._db = sqlite3.connect(
+                f"file:{quote(str(path))}", uri=True, timeout=BUSY_S, isolation_level=None
+            )
             _share(self._db)
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute(SCHEMA)
@@ -122,6 +125,18 @@ class Ledger:
             )
         except sqlite3.Error as error:
             raise UserError(f"{self.path}: cannot write the ledger ({error}); free disk space and run again") from None
+
+    def adopt(self, other: Path) -> int:
+        """Copy the answers of another ledger that this one lacks. Returns their number."""
+        before = len(self)
+        try:
+            self._db.execute("ATTACH DATABASE ? AS other", (f"file:{quote(str(other))}?mode=ro",))
+            names = ", ".join(COLUMNS)
+            self._db.execute(f"INSERT OR IGNORE INTO answers ({names}) SELECT {names} FROM other.answers")
+            self._db.execute("DETACH DATABASE other")
+        except sqlite3.Error as error:
+            raise UserError(f"{other}: cannot take over its answers ({error}); is it the ledger of a job?") from None
+        return len(self) - before
 
     def __len__(self) -> int:
         return int(next(self._read("COUNT(*) FROM answers"))[0])

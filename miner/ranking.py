@@ -80,6 +80,16 @@ def pool_ranks(groups: Array, allowed: Array, tickets: Array | None, size: int) 
     return ranks
 
 
+def renumber(groups: Array, order: Array, size: int) -> Array:
+    """int32[n]: 1..size for the rows with the lowest `order` of each group, 0 for the others and where order is 0."""
+    rows = np.flatnonzero(order)
+    rows = rows[np.lexsort((order[rows], groups[rows]))]
+    place = position(groups[rows]) + 1
+    ranks = np.zeros(len(groups), np.int32)
+    ranks[rows] = np.where(place <= size, place, 0)
+    return ranks
+
+
 def slots(candidates: pa.Table, judgments: pa.Table | None, wanted: int) -> Array:
     """int32[n]: the place (from 1) of each candidate among its query's negatives, 0 for those not taken."""
     pool_rank = candidates.column("pool_rank").to_numpy(zero_copy_only=False)

@@ -18,8 +18,18 @@ QUERIES = pa.schema([("query_id", TEXT), ("text", TEXT), ("extra", TEXT)])
 QRELS = pa.schema([("query_id", TEXT), ("doc_id", TEXT), ("relevance", pa.int32())])
 DROPS = pa.schema([("kind", TEXT), ("id", TEXT), ("place", TEXT), ("reason", TEXT)])
 
-# One row per (query, passage) that a searcher returned. `reason` is empty for the rows of the pool, in which
-# `pool_rank` counts from 1; `positive_score` is the lowest positive score of the query from the same scorer.
+# What one retriever found, by (query, rank). `query` and `passage` are row numbers of the corpus step's tables.
+RETRIEVED = pa.schema(
+    [("query", pa.int32()), ("passage", pa.int32()), ("rank", pa.int32()), ("score", pa.float32())]
+)
+TAUGHT = pa.schema([("query", pa.int32()), ("passage", pa.int32()), ("score", pa.float32())])
+# Every retriever that found a candidate, with its own rank and score.
+FOUND_BY = pa.list_(pa.struct([("retriever", pa.string()), ("rank", pa.int32()), ("score", pa.float32())]))
+
+# One row per (query, passage) that a searcher returned. `retriever` ranked it best, `rank` is that of the fused list,
+# `score` the encoder's cosine. `reason` is empty for the rows of the pool, in which
+# `pool_rank` counts from 1; `positive_score` is the lowest positive `score` of the query, `positive_teacher_score` the
+# lowest of the teacher, which scores the best ranks only.
 CANDIDATES = pa.schema(
     [
         ("query_id", TEXT),
@@ -28,11 +38,23 @@ CANDIDATES = pa.schema(
         ("rank", pa.int32()),
         ("score", pa.float32()),
         ("positive_score", pa.float32()),
+        ("teacher_score", pa.float32()),
+        ("positive_teacher_score", pa.float32()),
+        ("found_by", FOUND_BY),
+        ("band", WORD),
         ("reason", WORD),
         ("pool_rank", pa.int32()),
     ]
 )
-POSITIVES = pa.schema([("query_id", TEXT), ("doc_id", TEXT), ("relevance", pa.int32()), ("score", pa.float32())])
+POSITIVES = pa.schema(
+    [
+        ("query_id", TEXT),
+        ("doc_id", TEXT),
+        ("relevance", pa.int32()),
+        ("score", pa.float32()),
+        ("teacher_score", pa.float32()),
+    ]
+)
 
 # The columns that say which LLM answer a row rests on.
 ANSWERED = [
@@ -80,6 +102,9 @@ DECISIONS = pa.schema(
         ("rank", pa.int32()),
         ("score", pa.float32()),
         ("positive_score", pa.float32()),
+        ("teacher_score", pa.float32()),
+        ("found_by", FOUND_BY),
+        ("band", pa.string()),
         ("grade", pa.int8()),
         ("verdict", pa.string()),
         ("status", pa.string()),

@@ -102,6 +102,10 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
         raise UserError(f"{path}: cannot read ({reason}); run the job, which makes it anew") from None
 
 
+def count_rows(path: Path) -> int:
+    return int(pq.read_metadata(path).num_rows)
+
+
 def iter_tables(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """The row groups of a Parquet file, one after the other."""
     with pq.ParquetFile(path) as file:

@@ -43,8 +43,15 @@ def _section(model: type[BaseModel], depth: int, skip: str = "") -> list[str]:
 
 def _key(name: str, field: Any, depth: int) -> list[str]:
     pad = "  " * depth
-    default = field.get_default(call_default_factory=True)
-    value = json.dumps(list(default) if isinstance(default, tuple) else default, ensure_ascii=False)
+    default = _plain(field.get_default(call_default_factory=True))
+    value = json.dumps(default, ensure_ascii=False)
     assert yaml.safe_load(value) is not None or value == "null", "JSON is YAML"
     note = textwrap.wrap(field.description or "", 100 - len(pad))
     return [*(f"# {pad}# {line}" for line in note), f"# {pad}{name}: {value}"]
+
+
+def _plain(default: Any) -> Any:
+    """A default as JSON can say it: of a list of sections, what was given."""
+    if isinstance(default, tuple):
+        return [_plain(item) for item in default]
+    return default.model_dump(exclude_unset=True) if isinstance(default, BaseModel) else default

@@ -154,8 +154,10 @@ def print_query(found: Row) -> None:
     for row in found["positives"]:
         console.print(Text(f"  + {clip(row['doc_id'])}  {row['score']:.4f}  {clip(row['text'], 100)}", style="green"))
     table = Table(box=None, padding=(0, 1, 0, 0))
-    for name in ("slot", "rank", "score", "grade", "decision", "passage"):
-        table.add_column(name, justify="right" if name in ("slot", "rank", "score", "grade") else "left")
+    for name in ("slot", "rank", "score", "teacher", "grade"):
+        table.add_column(name, justify="right")
+    for name in ("found by", "decision", "passage"):
+        table.add_column(name)
     for row in found["candidates"]:
         table.add_row(*_cells(row), style="" if row.get("kept") else "dim")
     console.print(table)
@@ -163,8 +165,22 @@ def print_query(found: Row) -> None:
 
 def _cells(row: Row) -> list[Text]:
     evidence = f"\n“{clip(row['evidence'], 100)}”" if row.get("evidence") else ""
-    values = [row.get("slot"), row.get("rank"), None, row.get("grade")]
-    cells = ["" if value is None else str(value) for value in values]
-    cells[2] = "" if row["score"] is None else f"{row['score']:.4f}"
+    numbers = [
+        row.get("slot"),
+        row.get("rank"),
+        _score(row["score"]),
+        _score(row.get("teacher_score")),
+        row.get("grade"),
+    ]
+    cells = ["" if value is None else str(value) for value in numbers]
+    found_by = ", ".join(f"{one['retriever']} {one['rank']}" for one in row.get("found_by") or [])
     decision = row["reason"] or ("kept" if row.get("kept") else "pool")
-    return [Text(c) for c in (*cells, decision, f"{clip(row['doc_id'])}  {clip(row['text'])}{evidence}")]
+    band = f" ({row['band']})" if row.get("band") else ""
+    return [
+        Text(cell)
+        for cell in (*cells, found_by, decision + band, f"{clip(row['doc_id'])}  {clip(row['text'])}{evidence}")
+    ]
+
+
+def _score(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4f}"

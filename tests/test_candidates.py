@@ -1,6 +1,6 @@
 """stages.candidates against a brute-force search in plain Python, on small whole-number vectors full of ties.
 
-Whole numbers make every score exact, so a tie in the reference is a tie in FAISS.
+Whole numbers make every score exact, so a tie in the reference is a tie in the searcher.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miner import ranking, searchers
+from miner import numbering, ranking
 from miner.config import Mining
+from miner.numbering import Block
 from miner.records import PASSAGES, QRELS, QUERIES
-from miner.stages import candidates
+from miner.stages import candidates, retrieved
 
 TEXTS = ("apple", "Apple ", "  APPLE", "pear", "plum", "fig", "kiwi", "lime", "date", "nut")
 VECTOR = st.tuples(*[st.integers(-2, 2)] * 3)
@@ -48,14 +49,37 @@ class World:
         tables = (
             pa.Table.from_pylist(rows, s) for rows, s in ((passages, PASSAGES), (queries, QUERIES), (qrels, QRELS))
         )
-        inputs = candidates.prepare(*tables, *vectors, 1)
+        world = numbering.number(*tables, 1)
+        lists = [retrieved.run(world, b, Exact(*vectors), mining.depth) for b in blocks(len(queries), block)]
+        used = np.zeros(len(passages), np.int64)
+        draw = candidates.Draw(pool, seed, used, vectors[0])
         found: tuple[list[dict], list[dict]] = [], []
-        for low in range(0, len(queries), block):
-            high = min(low + block, len(queries))
-            tables = candidates.run(inputs, low, high, searchers.build("flat", vectors[0]), mining, pool, seed)
-            for rows, table in zip(found, tables, strict=True):
-                rows += table.to_pylist()
+        for where, table in zip(blocks(len(queries), block), lists, strict=True):
+            fused = candidates.fused(where, [table], mining)
+            pairs = world.positives_of(where)
+            shown = np.einsum("ij,ij->i", vectors[1][where.low + pairs[:, 0]], vectors[0][pairs[:, 1]])
+            scores = candidates.Scores(fused.scores[:, 0], shown, *(np.full(len(x), np.nan) for x in (fused.row, shown)))
+            for rows, part in zip(found, candidates.run(world, where, fused, scores, [], mining, draw), strict=True):
+                rows += [{k: v for k, v in row.items() if k not in NEW} for row in part.to_pylist()]
         return found
+
+
+NEW = {"teacher_score", "positive_teacher_score", "found_by", "band"}
+
+
+class Exact:
+    """The plainest searcher: every product, the best k; ties as argsort likes them, here the highest row first."""
+
+    def __init__(self, passages: np.ndarray, queries: np.ndarray) -> None:
+        self.scores = queries @ passages.T
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.argsort(self.scores[queries], axis=1, kind="stable")[:, ::-1][:, :k]
+        return np.take_along_axis(self.scores[queries], rows, 1).astype(np.float32), rows.astype(np.int64)
+
+
+def blocks(total: int, size: int) -> list[Block]:
+    return [Block(low, min(low + size, total)) for low in range(0, total, size)]
 
 
 def ids(letter: str, rows: list) -> list[str]:
@@ -187,8 +211,8 @@ def test_one_query_with_very_many_positives_changes_nothing_for_the_others():
 
 def test_one_query_with_very_many_positives_asks_the_searcher_for_no_more_on_behalf_of_the_others():
     wanted = np.array([10 + 1] * 20 + [10 + 2800])
-    sizes = {k: rows.tolist() for k, rows in candidates._by_size(wanted, 3000)}
-    assert sizes == {11 + candidates.SPARE: list(range(20)), 3000: [20]}
+    sizes = {k: rows.tolist() for k, rows in retrieved._by_size(wanted, 3000)}
+    assert sizes == {11 + retrieved.SPARE: list(range(20)), 3000: [20]}
 
 
 def test_a_corpus_of_one_passage_has_no_candidates_but_the_positive():
@@ -213,6 +237,4 @@ def test_grades_below_the_threshold_are_no_positives():
     qrels = pa.Table.from_pylist(
         [{"query_id": "q", "doc_id": d, "relevance": r} for d, r in zip("abc", (1, 2, 3), strict=True)], QRELS
     )
-    vectors = np.eye(3, dtype=np.float32)
-    inputs = candidates.prepare(passages, queries, qrels, vectors, vectors[:1], 2)
-    assert inputs.positives.tolist() == [[0, 1, 2], [0, 2, 3]]
+    assert numbering.number(passages, queries, qrels, 2).positives.tolist() == [[0, 1, 2], [0, 2, 3]]

@@ -11,23 +11,34 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "miner"
 FLOORS = (
     "miner records errors",
-    "config yaml_file store ledger vector_cache",
-    "ranking prompts progress",
-    "readers encoders searchers llms exporters",
+    "config config.base config.data config.encoder config.mining config.llm config.job config.load"
+    " yaml_file store ledger vector_cache ragged_cache",
+    "ranking fusion selection calibration numbering prompts progress",
+    "readers encoders searchers teachers llms exporters",
     "readers.rows readers.pairs readers.beir readers.flagembedding readers.hub"
-    " encoders.families encoders.files encoders.onnx encoders.torch searchers.faiss_flat"
+    " encoders.families encoders.files encoders.onnx encoders.torch encoders.m3"
+    " searchers.dense searchers.bm25 searchers.trec_run searchers.sparse searchers.multivector teachers.cross_encoder"
     " llms.openai llms.recorded llms.batch_files exporters.flagembedding exporters.sentence_transformers",
-    "stages stages.corpus stages.vectors stages.candidates stages.judgments stages.synthetic stages.decisions"
+    "stages stages.corpus stages.vectors stages.m3_vectors stages.retrieved stages.teacher"
+    " stages.filters stages.firewall stages.candidates stages.judgments stages.synthetic stages.decisions"
     " stages.export",
     "job",
-    "steps engine intake",
+    "steps mining_steps engine intake calibrate",
     "views template cli __main__",
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 ADAPTERS = {name for name, floor in FLOOR.items() if floor == 4}
 # Who may import what on the same floor or above, and which modules may name an adapter and not only its package.
 SIDEWAYS = {
-    "config.load": "yaml_file",
+    "config": "config.base config.data config.encoder config.mining config.llm config.job config.load",
+    "config.data": "config.base",
+    "config.encoder": "config.base",
+    "config.mining": "config.base",
+    "config.llm": "config.base",
+    "config.job": "config.base config.data config.encoder config.mining config.llm",
+    "config.load": "config.base config.job config.llm config.mining yaml_file",
+    "fusion": "ranking",
+    "selection": "ranking",
     "vector_cache": "store",
     "readers": "readers.rows",
     "encoders": "encoders.files",
@@ -40,7 +51,9 @@ SIDEWAYS = {
     "encoders.torch": "encoders.files",
     "llms.batch_files": "readers.rows",
     "llms.recorded": "llms.batch_files",
-    "engine": "steps",
+    "mining_steps": "steps searchers.dense searchers.bm25 searchers.trec_run",
+    "engine": "steps mining_steps",
+    "calibrate": "engine steps mining_steps",
     "intake": "engine steps llms.batch_files llms.recorded",
     "views": "readers.rows",
     "cli": "views template llms.batch_files",

@@ -99,7 +99,7 @@ class Mining(Model):
     """Which passages near a query may become its negatives."""
 
     retrievers: tuple[Retriever, ...] = Field(
-        (Retriever.model_validate({}),), min_length=1, description="Ways to find near-misses."
+        (Retriever.model_validate({"kind": "dense"}),), min_length=1, description="Ways to find near-misses."
     )
     fusion: Literal["rrf", "weighted", "union"] = Field(
         "rrf",

@@ -1,126 +1,129 @@
-"""Search the passages near each query, refuse what cannot be a negative, draw the pool."""
+"""Refuse what cannot be a negative, each with its reason, and draw the pool from the rest."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from miner import ranking
+from miner import fusion, ranking, selection
 from miner.config import Mining
-from miner.records import CANDIDATES, POSITIVES, fold, texts
-from miner.searchers import Searcher
+from miner.fusion import Fused
+from miner.numbering import Block, Numbered, are_positive
+from miner.records import CANDIDATES, POSITIVES
 
 Array = np.ndarray[Any, Any]
-SPARE = 8
-LONGEST = 1 << 23  # rows of all lists that are searched at once
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What every block of queries shares. Row numbers point into the tables, which are sorted by id.
+class Scores:
+    """Of the candidates and of the block's positives, in their order: float32, the teacher's NaN where it gave none."""
 
-    positives: int64[m, 3], (query row, passage row, relevance), sorted by query, then passage.
-    """
-
-    passages: pa.Table
-    queries: pa.Table
-    positives: Array
-    passage_vectors: Array
-    query_vectors: Array
-    copy_class: Array
-    class_size: Array
-    doc_hash: Array
-    query_class: Array
-    query_hash: Array
-
-
-def prepare(
-    passages: pa.Table,
-    queries: pa.Table,
-    qrels: pa.Table,
-    passage_vectors: Array,
-    query_vectors: Array,
-    relevant_from: int,
-) -> Inputs:
-    """Number the ids and find the exact copies (same text after case-folding and white space)."""
-    hashes = _hashes(fold(text) for text in texts(passages))
-    classes, copy_class, class_size = np.unique(hashes, return_inverse=True, return_counts=True)
-    query_hashes = _hashes(fold(text) for text in texts(queries))
-    at = np.minimum(np.searchsorted(classes, query_hashes), len(classes) - 1)
-    return Inputs(
-        passages=passages,
-        queries=queries,
-        positives=_positive_rows(passages, queries, qrels, relevant_from),
-        passage_vectors=passage_vectors,
-        query_vectors=query_vectors,
-        copy_class=copy_class.astype(np.int64),
-        class_size=class_size,
-        doc_hash=_hashes(passages.column("doc_id").to_pylist()),
-        query_class=np.where(classes[at] == query_hashes, at, -1),
-        query_hash=_hashes(queries.column("query_id").to_pylist()),
-    )
-
-
-def _hashes(words: Iterable[str]) -> Array:
-    digests = (hashlib.blake2b(word.encode(), digest_size=8).digest() for word in words)
-    return np.frombuffer(b"".join(digests), np.uint64)
-
-
-def _positive_rows(passages: pa.Table, queries: pa.Table, qrels: pa.Table, relevant_from: int) -> Array:
-    query_row = {key: row for row, key in enumerate(queries.column("query_id").to_pylist())}
-    doc_row = {key: row for row, key in enumerate(passages.column("doc_id").to_pylist())}
-    rows = [
-        (query_row[q], doc_row[d], r)
-        for q, d, r in zip(*(qrels.column(name).to_pylist() for name in qrels.column_names), strict=True)
-        if r >= relevant_from
-    ]
-    return np.array(sorted(rows), np.int64).reshape(-1, 3)
+    dense: Array
+    positive_dense: Array
+    teacher: Array
+    positive_teacher: Array
 
 
 @dataclass(frozen=True)
-class _Block:
-    """Positives and ranked lists of queries low..high; `query` counts from low."""
+class Draw:
+    """How many are drawn, by what chance, and how often each passage was drawn before (int64, counted on)."""
 
-    pos_query: Array
-    pos_row: Array
-    pos_score: Array
-    lowest: Array
-    query: Array
-    row: Array
-    score: Array
+    pool: int
+    seed: int
+    used: Array
+    vectors: Array
+
+
+def fused(block: Block, lists: list[pa.Table], mining: Mining) -> Fused:
+    """One list per query out of the RETRIEVED tables of all retrievers; the query is counted from block.low."""
+    keys = []
+    for table in lists:
+        query, row, rank, score = (table.column(name).to_numpy() for name in table.column_names)
+        keys.append((query.astype(np.int64) - block.low, row.astype(np.int64), rank, score))
+    weights = [retriever.weight for retriever in mining.retrievers]
+    return fusion.fuse(keys, weights, mining.fusion, mining.rrf_k)
+
+
+def to_teach(world: Numbered, block: Block, found: Fused, depth: int) -> Array:
+    """int64[m, 2]: (query row, passage row) of every positive and of the `depth` best others of each query."""
+    positives = world.positives_of(block)
+    known, copies = are_positive(world, positives, found.query, found.row)
+    others = np.flatnonzero(~(known | copies))
+    best = others[ranking.position(found.query[others]) < depth]
+    pairs = np.concatenate([positives[:, :2], np.stack([found.query[best], found.row[best]], axis=1)])
+    pairs[:, 0] += block.low
+    return np.unique(pairs, axis=0)
 
 
 def run(
-    inputs: Inputs, low: int, high: int, searcher: Searcher, mining: Mining, pool: int, seed: int
+    world: Numbered,
+    block: Block,
+    found: Fused,
+    scores: Scores,
+    refusals: list[tuple[str, Array]],
+    mining: Mining,
+    draw: Draw,
 ) -> tuple[pa.Table, pa.Table]:
-    """Candidates and scored positives of the queries low..high, both sorted by (query, rank) and (query, passage)."""
-    block = _search(inputs, low, high, searcher, mining.depth)
-    query, row = block.query, block.row
-    rank = ranking.position(query) + 1
-    reason = _reasons(inputs, block, low, rank, mining)
-    within = _within_depth(query, reason, mining.depth)
-    tickets = None
-    if mining.sample == "random":
-        tickets = ranking.lottery(inputs.query_hash[low + query], inputs.doc_hash[row], seed)
-    pool_rank = ranking.pool_ranks(query, (reason == "") & within, tickets, pool)
-    reason[(reason == "") & (pool_rank == 0)] = "not_sampled"
-    keep = np.flatnonzero(within)
+    """Candidates by (query, rank) and scored positives by (query, passage).
+
+    refusals: (reason, bool[n]) of the content filters, by order of precedence.
+    """
+    query, row = found.query, found.row
+    positives = world.positives_of(block)
+    lowest = _lowest(positives[:, 0], scores.positive_dense, block.size)
+    lowest_teacher = _lowest(positives[:, 0], scores.positive_teacher, block.size)
+    reason = _reasons(world, block, found, scores, (lowest, lowest_teacher), refusals, mining)
+    pool_rank, band = _pool(world, block, found, scores, reason, mining, draw)
+    names = np.array([retriever.label for retriever in mining.retrievers], object)
     columns = [
-        inputs.queries.column("query_id").take(low + query[keep]),
-        inputs.passages.column("doc_id").take(row[keep]),
-        pa.array(["dense"] * len(keep)),
-        rank[keep],
-        block.score[keep],
-        block.lowest[query[keep]],
-        pa.array(reason[keep], pa.string()),
-        pa.array(pool_rank[keep], mask=pool_rank[keep] == 0),
+        world.queries.column("query_id").take(block.low + query),
+        world.passages.column("doc_id").take(row),
+        pa.array(names[_best(found.ranks)], pa.string()),
+        ranking.position(query) + 1,
+        scores.dense,
+        lowest[query],
+        _or_null(scores.teacher),
+        _or_null(lowest_teacher[query]),
+        _found_by(found, names),
+        band,
+        pa.array(reason, pa.string()),
+        pa.array(pool_rank, mask=pool_rank == 0),
     ]
-    return _table(columns, CANDIDATES), _positives(inputs, block, low, high)
+    return _table(columns, CANDIDATES), _positives(world, block, positives, scores)
+
+
+def _lowest(query: Array, score: Array, size: int) -> Array:
+    """float32[size]: the lowest positive score of each query; inf where there is none, NaN where one is not known."""
+    lowest = np.full(size, np.inf, np.float32)
+    np.minimum.at(lowest, query, score)
+    return lowest
+
+
+def _best(ranks: Array) -> Array:
+    """int64[n]: the retriever with the best rank, the first of equal ones."""
+    return np.asarray(np.where(ranks > 0, ranks, np.iinfo(np.int32).max).argmin(axis=1))
+
+
+def _or_null(values: Array) -> pa.Array:
+    return pa.array(values, pa.float32(), mask=~np.isfinite(values))
+
+
+def _found_by(found: Fused, names: Array) -> pa.Array:
+    there = found.ranks > 0
+    _, retriever = np.nonzero(there)
+    places = pa.DictionaryArray.from_arrays(pa.array(retriever, pa.int32()), pa.array(names, pa.string()))
+    entries = pa.StructArray.from_arrays(
+        [
+            places.cast(pa.string()),
+            pa.array(found.ranks[there], pa.int32()),
+            pa.array(found.scores[there], pa.float32()),
+        ],
+        names=["retriever", "rank", "score"],
+    )
+    return pa.ListArray.from_arrays(pa.array(np.r_[0, there.sum(axis=1).cumsum()], pa.int32()), entries)
 
 
 def _table(columns: list[Any], schema: pa.Schema) -> pa.Table:
@@ -128,95 +131,96 @@ def _table(columns: list[Any], schema: pa.Schema) -> pa.Table:
     return pa.table(arrays, names=schema.names).cast(schema)
 
 
-def _search(inputs: Inputs, low: int, high: int, searcher: Searcher, depth: int) -> _Block:
-    slice_ = slice(*np.searchsorted(inputs.positives[:, 0], [low, high]))
-    pos_query, pos_row = inputs.positives[slice_, 0] - low, inputs.positives[slice_, 1]
-    vectors = np.asarray(inputs.query_vectors[low:high], np.float32)
-    pos_score = np.einsum("ij,ij->i", vectors[pos_query], inputs.passage_vectors[pos_row], dtype=np.float32)
-    lowest = np.full(high - low, np.inf, np.float32)
-    np.minimum.at(lowest, pos_query, pos_score)
-    wanted = _wanted(inputs, pos_query, pos_row, high - low, depth)
-    total = len(inputs.passages)
-    lists = [part for k, rows in _by_size(wanted, total) for part in _ranked(vectors, rows, wanted, k, total, searcher)]
-    query, row, score = (np.concatenate(parts) for parts in zip(*lists, strict=True))
-    order = np.lexsort((row, -score, query))
-    return _Block(pos_query, pos_row, pos_score, lowest, query[order], row[order], score[order])
-
-
-def _wanted(inputs: Inputs, pos_query: Array, pos_row: Array, size: int, depth: int) -> Array:
-    """How many passages to ask for, so that `depth` are left when the positives and their copies are out."""
-    pairs = np.unique(np.stack([pos_query, inputs.copy_class[pos_row]], axis=1), axis=0)
-    known = np.bincount(pairs[:, 0], inputs.class_size[pairs[:, 1]], size)
-    return np.asarray(depth + known, np.int64)
-
-
-def _by_size(wanted: Array, total: int) -> list[tuple[int, Array]]:
-    """Queries grouped by list length, so that one query with many positives costs the others nothing."""
-    base = int(wanted.min()) + SPARE
-    sizes = np.where(wanted <= base, base, 2 ** np.ceil(np.log2(wanted)).astype(np.int64))
-    return [(min(int(k), total), np.flatnonzero(sizes == k)) for k in np.unique(sizes)]
-
-
-def _ranked(
-    vectors: Array, rows: Array, wanted: Array, k: int, total: int, searcher: Searcher
-) -> Iterator[tuple[Array, Array, Array]]:
-    """The `wanted` best of each query, ties by doc_id.
-
-    A searcher breaks ties as it likes, so a list in which a tie runs from the last wanted row to the end is asked for
-    again, longer: the passages tied with it may lie behind the end.
-    """
-    step = max(1, LONGEST // k)
-    for some in (rows[start : start + step] for start in range(0, len(rows), step)):
-        scores, found = searcher.search(vectors[some], k)
-        last = np.minimum(wanted[some], k)[:, None] - 1
-        cut = (k < total) & (np.take_along_axis(scores, last, 1)[:, 0] == scores[:, -1])
-        order = np.lexsort((found, -scores))
-        scores, found = np.take_along_axis(scores, order, 1), np.take_along_axis(found, order, 1)
-        there = (found >= 0) & (np.arange(k) <= last) & ~cut[:, None]
-        yield np.repeat(some, there.sum(axis=1)), found[there], scores[there]
-        if cut.any():
-            yield from _ranked(vectors, some[cut], wanted, min(2 * k, total), total, searcher)
-
-
-def _reasons(inputs: Inputs, block: _Block, low: int, rank: Array, mining: Mining) -> Array:
-    query, row, score = block.query, block.row, block.score
-    total, classes = len(inputs.passages), len(inputs.class_size)
-    cls = inputs.copy_class[row]
-    by_absolute, by_relative = ranking.ceiling(block.lowest, mining.margin_absolute, mining.margin_relative)
+def _reasons(
+    world: Numbered,
+    block: Block,
+    found: Fused,
+    scores: Scores,
+    lowest: tuple[Array, Array],
+    refusals: list[tuple[str, Array]],
+    mining: Mining,
+) -> Array:
+    query, row = found.query, found.row
+    positive, copy = are_positive(world, world.positives_of(block), query, row)
+    cls = world.copy_class[row]
+    by_teacher = mining.margin_on == "teacher"
+    score = scores.teacher if by_teacher else scores.dense
+    ceilings = ranking.ceiling(lowest[by_teacher][query], mining.margin_absolute, mining.margin_relative)
     never = np.zeros(len(query), bool)
     tests = [
-        ("positive", np.isin(query * total + row, block.pos_query * total + block.pos_row)),
-        (
-            "positive_copy",
-            np.isin(query * classes + cls, block.pos_query * classes + inputs.copy_class[block.pos_row]),
-        ),
-        ("query_copy", cls == inputs.query_class[low + query]),
+        ("positive", positive),
+        ("positive_copy", copy),
+        ("query_copy", cls == world.query_class[block.low + query]),
         ("copy_of_better", ranking.is_repeat(query, cls)),
-        ("rank_min", rank < mining.rank_min),
-        ("rank_max", never if mining.rank_max is None else rank > mining.rank_max),
+        *refusals,
+        *_windows(found, mining),
+        ("no_teacher_score", np.isnan(score)),
         ("score_max", never if mining.score_max is None else score > np.float32(mining.score_max)),
-        ("margin_absolute", score > by_absolute[query]),
-        ("margin_relative", score > by_relative[query]),
+        ("margin_absolute", score > ceilings[0]),
+        ("margin_relative", score > ceilings[1]),
         ("score_min", never if mining.score_min is None else score < np.float32(mining.score_min)),
     ]
     return ranking.first_reason(tests, len(query))
 
 
-def _within_depth(query: Array, reason: Array, depth: int) -> Array:
-    """The rows up to the depth-th passage that is neither a positive nor a positive's copy."""
-    counts = ~np.isin(reason, ["positive", "positive_copy"])
-    running = np.cumsum(counts)
-    starts = np.flatnonzero(np.r_[True, query[1:] != query[:-1]])
-    before: Array = np.repeat(running[starts] - counts[starts], np.diff(np.r_[starts, len(query)]))
-    return np.asarray(running - before <= depth)
+def _windows(found: Fused, mining: Mining) -> list[tuple[str, Any]]:
+    """Above the window of any retriever is too near to trust; below the window of all that found it is too far."""
+    bounds = [mining.window(retriever) for retriever in mining.retrievers]
+    first = np.array([low for _, low, _ in bounds])
+    last = np.array([high or np.iinfo(np.int32).max for _, _, high in bounds])
+    there = found.ranks > 0
+    return [
+        ("rank_min", np.any(there & (found.ranks < first), axis=1)),
+        ("rank_max", ~np.any(there & (found.ranks <= last), axis=1)),
+    ]
 
 
-def _positives(inputs: Inputs, block: _Block, low: int, high: int) -> pa.Table:
-    slice_ = slice(*np.searchsorted(inputs.positives[:, 0], [low, high]))
+def _pool(
+    world: Numbered, block: Block, found: Fused, scores: Scores, reason: Array, mining: Mining, draw: Draw
+) -> tuple[Array, pa.Array]:
+    """int32[n] pool ranks, and band names; gives the reasons of those not drawn."""
+    allowed = reason == ""
+    order, band = _order(world, block, found, scores, allowed, mining, draw)
+    if any(retriever.quota for retriever in mining.retrievers):
+        quotas = [retriever.quota for retriever in mining.retrievers]
+        over = selection.over_quota(found.query, order, _best(found.ranks), quotas)
+        reason[over] = "quota"
+        order[over] = 0
+    if mining.max_uses is not None:
+        worn = selection.cap(draw.used, found.query, found.row, order, draw.pool, mining.max_uses)
+        reason[worn] = "max_uses"
+        order[worn] = 0
+    pool_rank = ranking.renumber(found.query, order, draw.pool)
+    reason[(reason == "") & (pool_rank == 0)] = "not_sampled"
+    return pool_rank, band
+
+
+def _order(
+    world: Numbered, block: Block, found: Fused, scores: Scores, allowed: Array, mining: Mining, draw: Draw
+) -> tuple[Array, pa.Array]:
+    """int64[n]: in what order the allowed candidates of each query are taken, from 1; 0 for the others."""
+    query, row = found.query, found.row
+    no_band = pa.nulls(len(query), pa.string())
+    tickets = ranking.lottery(world.query_hash[block.low + query], world.doc_hash[row], draw.seed)
+    score = scores.teacher if mining.margin_on == "teacher" else scores.dense
+    if mining.sample == "random":
+        return selection.by_ticket(query, allowed, tickets), no_band
+    if mining.sample == "softmax":
+        return selection.by_softmax(query, allowed, score, tickets, mining.temperature), no_band
+    if mining.sample == "mmr":
+        return selection.by_mmr(query, row, allowed, score, draw.vectors, mining.mmr_lambda, draw.pool), no_band
+    if mining.sample == "bands":
+        order, band = selection.by_bands(query, allowed, mining.bands)
+        return order, selection.band_names(band, mining.bands)
+    return selection.by_rank(query, allowed), no_band
+
+
+def _positives(world: Numbered, block: Block, positives: Array, scores: Scores) -> pa.Table:
     columns = [
-        inputs.queries.column("query_id").take(low + block.pos_query),
-        inputs.passages.column("doc_id").take(block.pos_row),
-        inputs.positives[slice_, 2],
-        block.pos_score,
+        world.queries.column("query_id").take(block.low + positives[:, 0]),
+        world.passages.column("doc_id").take(positives[:, 1]),
+        positives[:, 2],
+        scores.positive_dense,
+        _or_null(scores.positive_teacher),
     ]
     return _table(columns, POSITIVES)

@@ -48,7 +48,8 @@ def _mined(candidates: pa.Table, judgments: pa.Table | None, wanted: int) -> pa.
         reason[in_pool] = _refusals(judgments)
     reason[(reason == "") & (slot == 0)] = "surplus"
     columns = {name: candidates.column(name) for name in ("query_id", "doc_id", "retriever", "rank")}
-    columns |= {name: candidates.column(name) for name in ("score", "positive_score")}
+    columns |= {name: candidates.column(name) for name in ("score", "positive_score", "teacher_score", "found_by")}
+    columns["band"] = candidates.column("band").cast(pa.string())
     columns |= _judged(judgments, in_pool)
     columns |= {
         "source": pa.array(np.full(len(slot), "mined", object), pa.string()),

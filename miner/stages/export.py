@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from miner.exporters import Example, Item
+from miner.records import FOUND_BY
 
 Row = dict[str, Any]
 
@@ -23,6 +24,9 @@ PROVENANCE = pa.schema(
         ("rank", pa.int32()),
         ("score", pa.float32()),
         ("positive_score", pa.float32()),
+        ("teacher_score", pa.float32()),
+        ("found_by", FOUND_BY),
+        ("band", pa.string()),
         ("grade", pa.int8()),
         ("judgment_key", pa.string()),
         ("generation_key", pa.string()),

@@ -1,0 +1,138 @@
+"""Choose the window and the margin of a job on judged data: how many relevant passages would each let through?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from miner import calibration, engine, mining_steps, store, yaml_file
+from miner.config import Mining
+from miner.errors import UserError
+from miner.mining_steps import Array
+from miner.numbering import Numbered
+from miner.readers import rows
+from miner.steps import Context
+
+OPEN = {
+    **{"rank_min": 1, "rank_max": None, "score_min": None, "score_max": None, "max_uses": None, "sample": "top"},
+    **{"margin_absolute": None, "margin_relative": None},
+}
+
+
+class Judged(NamedTuple):
+    """Flat lists by (query, rank): what may enter a pool before window and margin, and what people said of it.
+
+    relevant: int8, 1 relevant, 0 judged not relevant, -1 not judged.
+    """
+
+    query: Array
+    rank: Array
+    score: Array
+    lowest: Array
+    relevant: Array
+
+
+def margin(run: Context, golden: Path | None, target: float, share: float, bootstrap: int) -> dict[str, Any]:
+    """The trade-off curve, and the setting chosen for target, or None where none meets it. Mines first if it must.
+
+    golden: judged pairs (query_id, doc_id, relevance) beside the job's own positives; None hides `share` of the
+    positives of every query that has two or more. Raises UserError where nothing is judged.
+    """
+    engine.advance(run, "candidates")
+    world = mining_steps.world_of(run)
+    shown, relevance = _from_golden(run, world, golden) if golden else _hidden(world, run.job.seed, share)
+    judged = _judged(run, dataclasses.replace(world, positives=shown), relevance)
+    points = calibration.curve(
+        *judged, negatives=run.job.mining.negatives, grid=calibration.grid(), seed=run.job.seed, samples=bootstrap
+    )
+    chosen = calibration.choose(points, target)
+    return {
+        "queries": len(np.unique(shown[:, 0])),
+        "judged": int((judged.relevant >= 0).sum()),
+        "relevant": int((judged.relevant == 1).sum()),
+        "target": target,
+        "points": points,
+        "chosen": chosen,
+        "needed": None if chosen else calibration.needed(target),
+    }
+
+
+def _hidden(world: Numbered, seed: int, share: float) -> tuple[Array, dict[tuple[int, int], int]]:
+    """Some positives of each query that has several stay, the others become what must not be mined."""
+    hidden = calibration.hide(world.positives, world.query_hash, world.doc_hash, seed, share)
+    kept = np.isin(world.positives[:, 0], world.positives[hidden, 0])
+    if not hidden.any():
+        raise UserError(
+            "calibrate margin: no query has two positives, so none can be hidden; give judged pairs with --golden FILE"
+        )
+    relevance = {(int(q), int(d)): 1 for q, d, _ in world.positives[hidden]}
+    return world.positives[kept & ~hidden], relevance
+
+
+def _from_golden(run: Context, world: Numbered, golden: Path) -> tuple[Array, dict[tuple[int, int], int]]:
+    """All positives of the data stay; the pairs of the file say what else is relevant, and what is not."""
+    query_row = {key: row for row, key in enumerate(world.queries.column("query_id").to_pylist())}
+    doc_row = {key: row for row, key in enumerate(world.passages.column("doc_id").to_pylist())}
+    known = {(int(q), int(d)) for q, d, _ in world.positives}
+    relevance = {}
+    for query_id, doc_id, grade in _pairs(golden):
+        pair = (query_row.get(query_id, -1), doc_row.get(doc_id, -1))
+        if min(pair) >= 0 and pair not in known:
+            relevance[pair] = int(grade >= run.job.data.relevant_from)
+    if not relevance:
+        raise UserError(f"{golden}: none of its pairs is of this job's queries and passages; compare the ids")
+    judged = np.unique([query for query, _ in relevance])
+    return world.positives[np.isin(world.positives[:, 0], judged)], relevance
+
+
+def _pairs(path: Path) -> Iterator[tuple[str, str, int]]:
+    """(query_id, doc_id, relevance) of a qrels file: three tab-separated columns, or TREC's four, header or not."""
+    for number, line in rows.text_lines(path):
+        place = f"{path}:{number}"
+        cells = line.split("\t") if "\t" in line else line.split()
+        if len(cells) == 4:
+            del cells[1]
+        if len(cells) != 3:
+            raise UserError(f"{place}: {len(cells)} columns; write query_id, doc_id and relevance")
+        if not cells[2].strip().lstrip("-").isdigit():
+            if number == 1:
+                continue
+            raise UserError(f"{place}: relevance {cells[2][:40]!r} is no whole number")
+        yield cells[0], cells[1], int(cells[2])
+
+
+def _judged(run: Context, world: Numbered, relevance: dict[tuple[int, int], int]) -> Judged:
+    """What the job's own retrievers and content filters let through when only `world.positives` are known."""
+    total = len(world.passages)
+    keys = np.array(sorted(q * total + d for q, d in relevance), np.int64)
+    grades = np.array([relevance[divmod(int(key), total)] for key in keys], np.int8)
+    parts = []
+    for query, row, rank, score, lowest in mining_steps.eligible(run, world, _opened(run.job.mining)):
+        pair = query * total + row
+        at = np.minimum(np.searchsorted(keys, pair), len(keys) - 1)
+        parts.append((query, rank, score, lowest, np.where(keys[at] == pair, grades[at], -1).astype(np.int8)))
+    return Judged(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def _opened(mining: Mining) -> Mining:
+    """The same retrievers with every window and margin open."""
+    window = {"rank_min": None, "rank_max": None, "quota": None}
+    retrievers = tuple(one.model_copy(update=window) for one in mining.retrievers)
+    return mining.model_copy(update={**OPEN, "retrievers": retrievers})
+
+
+def write(job_file: Path, chosen: calibration.Point) -> None:
+    """Put the chosen window and margin into the job file; every other line and comment stays as it is."""
+    absolute = chosen.margin if chosen.kind == "absolute" else None
+    relative = chosen.margin if chosen.kind == "relative" else None
+    values = {
+        "mining.rank_min": chosen.rank_min,
+        "mining.margin_absolute": absolute,
+        "mining.margin_relative": relative,
+    }
+    text = job_file.read_text(encoding="utf-8")
+    store.write_text(job_file, yaml_file.set_values(text, values))

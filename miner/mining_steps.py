@@ -1,0 +1,302 @@
+"""The steps between vectors and judgments: index, each retriever's lists, the teacher's scores, the candidates.
+
+All but the index go by blocks of queries, one file each; a block whose file is there from an interrupted run is not
+done again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from miner import numbering, progress, searchers, store, teachers
+from miner.config import Mining, Retriever
+from miner.fusion import Fused
+from miner.numbering import Block, Numbered
+from miner.records import TAUGHT, texts
+from miner.stages import candidates, filters, retrieved, teacher
+from miner.steps import Context, Done
+from miner.vector_cache import VectorCache
+
+Array = np.ndarray[Any, Any]
+
+
+def world_of(run: Context) -> Numbered:
+    passages, queries, qrels = (run.table("corpus", name) for name in ("passages", "queries", "qrels"))
+    return numbering.number(passages, queries, qrels, run.job.data.relevant_from)
+
+
+def _vectors(run: Context) -> tuple[Array, Array]:
+    """(passages, queries), float32[n, d], memory-mapped."""
+    folder = run.folder.step("vectors")
+    return np.load(folder / "passages.npy", mmap_mode="r"), np.load(folder / "queries.npy", mmap_mode="r")
+
+
+def _blocks(run: Context, total: int) -> Iterator[tuple[str, Block]]:
+    size = run.job.mining.block
+    for number, low in enumerate(range(0, total, size)):
+        yield f"{number:05d}", Block(low, min(low + size, total))
+
+
+# ---------------------------------------------------------------- index and search
+
+
+def run_index(run: Context, work: Path) -> Done:
+    from miner.searchers import dense
+
+    passages, queries = _vectors(run)
+    settings, seed = run.job.mining.index, run.job.seed
+    choice = dense.choose(len(passages), passages.shape[1], len(queries), settings)
+    logging.getLogger("miner").info("index: %s", choice.reason)
+    built = dense.make(passages, choice, work, seed)
+    depth = max(run.job.mining.window(r)[0] for r in run.job.mining.retrievers if r.kind == "dense")
+    tuned = dense.tune(dense.open(passages, queries, work, choice, settings), work, depth, settings, seed)
+    if "warning" in tuned:
+        run.warnings.append(f"index: {tuned['warning']}")
+    return Done({**built, **tuned})
+
+
+def run_retrieved(run: Context, work: Path, retriever: Retriever) -> Done:
+    world = world_of(run)
+    depth = run.job.mining.window(retriever)[0]
+    searcher = None
+    rows = 0
+    with progress.bar(f"search {retriever.label}", world.queries.num_rows, "queries") as tick:
+        for number, block in _blocks(run, world.queries.num_rows):
+            part = work / f"part-{number}.parquet"
+            if not part.is_file():
+                searcher = searcher or _searcher(run, world, retriever)
+                store.write_table(part, retrieved.run(world, block, searcher, depth))
+            rows += store.count_rows(part)
+            tick(block.size)
+    return Done({"rows": rows})
+
+
+def _searcher(run: Context, world: Numbered, retriever: Retriever) -> searchers.Searcher:
+    return SEARCHERS[retriever.kind](run, world, retriever)
+
+
+def _dense(run: Context, world: Numbered, retriever: Retriever) -> searchers.Searcher:
+    from miner.searchers import dense
+
+    folder = run.folder.step("index")
+    choice = dense.Choice(**json.loads((folder / dense.CHOICE).read_text(encoding="utf-8")))
+    return dense.open(*_vectors(run), folder, choice, run.job.mining.index)
+
+
+def _bm25(run: Context, world: Numbered, retriever: Retriever) -> searchers.Searcher:
+    from miner.searchers import bm25
+
+    return bm25.build(texts(world.passages), texts(world.queries), retriever.language)
+
+
+def _run_file(run: Context, world: Numbered, retriever: Retriever) -> searchers.Searcher:
+    from miner.searchers import trec_run
+
+    ids = world.passages.column("doc_id").to_pylist(), world.queries.column("query_id").to_pylist()
+    searcher = trec_run.build(Path(retriever.file or ""), *ids)
+    for what, count in (("queries", searcher.unknown_queries), ("passages", searcher.unknown_passages)):
+        if count:
+            run.warnings.append(f"{retriever.file}: {count} {what} that the data lacks were left out")
+    return searcher
+
+
+SEARCHERS: dict[str, Callable[[Context, Numbered, Retriever], searchers.Searcher]] = {
+    "dense": _dense,
+    "bm25": _bm25,
+    "run": _run_file,
+}
+
+
+# ---------------------------------------------------------------- teacher
+
+
+def _fused(run: Context, number: str, block: Block) -> Fused:
+    lists = [
+        store.read_table(run.folder.step(f"retrieved_{retriever.label}") / f"part-{number}.parquet")
+        for retriever in run.job.mining.retrievers
+    ]
+    return candidates.fused(block, lists, run.job.mining)
+
+
+def run_teacher(run: Context, work: Path) -> Done:
+    """The teacher's scores of every positive and of the best ranks, known positives not counted."""
+    settings = run.job.teacher
+    assert settings is not None, "the plan has this step only with a teacher"
+    world, model = world_of(run), None
+    read = partial(texts, world.queries), partial(texts, world.passages)
+    cache = VectorCache(run.cache_root / store.digest(teachers.fingerprint(settings))[:32])
+    counts = {"pairs": 0, "scored": 0}
+    with progress.bar("teacher", world.queries.num_rows, "queries") as tick:
+        for number, block in _blocks(run, world.queries.num_rows):
+            part = work / f"part-{number}.parquet"
+            if not part.is_file():
+                pairs = candidates.to_teach(world, block, _fused(run, number, block), settings.depth)
+                model = model or teachers.load(settings)
+                keys = teacher.keys(*read, pairs)
+                counts["scored"] += teacher.run(*read, pairs, keys, model, cache, lambda _: None)
+                columns = [pa.array(pairs[:, 0]), pa.array(pairs[:, 1]), pa.array(teacher.gather(keys, cache))]
+                store.write_table(part, pa.table(columns, names=TAUGHT.names).cast(TAUGHT))
+            counts["pairs"] += store.count_rows(part)
+            tick(block.size)
+    return Done(counts)
+
+
+# ---------------------------------------------------------------- candidates
+
+
+def run_candidates(run: Context, work: Path) -> Done:
+    world, vectors = world_of(run), _vectors(run)
+    refuse = _content(run, world, vectors)
+    draw = candidates.Draw(run.job.pool_size, run.job.seed, np.zeros(len(world.passages), np.int64), vectors[0])
+    counts: Counter[str] = Counter()
+    with progress.bar("select", world.queries.num_rows, "queries") as tick:
+        for number, block in _blocks(run, world.queries.num_rows):
+            part = work / f"part-{number}.parquet"
+            if part.is_file():
+                _count_uses(draw.used, part, world)
+            else:
+                found = _fused(run, number, block)
+                scores = _scores(run, world, block, found, vectors, number)
+                refusals = refuse(block, found.query, found.row)
+                table, positives = candidates.run(world, block, found, scores, refusals, run.job.mining, draw)
+                store.write_table(work / f"positives-{number}.parquet", positives)
+                store.write_table(part, table)
+            counts.update(_reason_counts(part))
+            tick(block.size)
+    pooled = counts.pop("", 0)
+    return Done({"candidates": pooled + counts.total(), "pool": pooled, "dropped": dict(sorted(counts.items()))})
+
+
+def eligible(run: Context, world: Numbered, mining: Mining) -> Iterator[tuple[Array, Array, Array, Array, Array]]:
+    """What `mining` lets into a pool of any size, from the lists that are there: by block, by (query, rank).
+
+    (query rows int64[n], passage rows int64[n], ranks int32[n], scores and lowest positive scores float32[n] of the
+    scorer that the margins are on). Queries without positive in `world` are left out.
+    """
+    vectors = _vectors(run)
+    refuse = _content(run, world, vectors)
+    everything = candidates.Draw(
+        np.iinfo(np.int32).max, run.job.seed, np.zeros(len(world.passages), np.int64), vectors[0]
+    )
+    which = "teacher_score" if mining.margin_on == "teacher" else "score"
+    for number, block in _blocks(run, world.queries.num_rows):
+        found = _fused(run, number, block)
+        scores = _scores(run, world, block, found, vectors, number)
+        refusals = refuse(block, found.query, found.row)
+        table, _ = candidates.run(world, block, found, scores, refusals, mining, everything)
+        rows = np.flatnonzero(table.column("pool_rank").is_valid().to_numpy())
+        rows = rows[np.isin(found.query[rows], world.positives_of(block)[:, 0])]
+        rank, score, lowest = (table.column(name).to_numpy()[rows] for name in ("rank", which, f"positive_{which}"))
+        yield block.low + found.query[rows], found.row[rows], rank, score, lowest
+
+
+Refusals = list[tuple[str, Array]]
+
+
+def _content(run: Context, world: Numbered, vectors: tuple[Array, Array]) -> Callable[[Block, Array, Array], Refusals]:
+    """The content filters that are switched on: (block, query from block.low, passage) -> (reason, bool[n]) each."""
+    chosen = run.job.filters
+    answers = [_listed(v) for v in filters.extra_field(world.queries, chosen.answers)] if chosen.answers else []
+    groups = _codes(filters.extra_field(world.passages, chosen.group)) if chosen.group else None
+
+    def text_of(rows: Array) -> Iterator[str]:
+        return texts(world.passages, rows.tolist())
+
+    measures = []
+    if chosen.near_duplicate_jaccard is not None:
+        measures.append((filters.jaccard(text_of, chosen.near_duplicate_jaccard), chosen.near_duplicate_jaccard))
+    if chosen.near_duplicate_cosine is not None:
+        measures.append((filters.cosine(vectors[0]), chosen.near_duplicate_cosine))
+
+    def refuse(block: Block, query: Array, row: Array) -> Refusals:
+        positives = world.positives_of(block)
+        found: Refusals = []
+        near = [filters.near_duplicates(query, row, positives[:, 0], positives[:, 1], *measure) for measure in measures]
+        found += [("near_positive", of_positive) for of_positive, _ in near]
+        if answers:
+            found.append(("answer", filters.has_answer(query, row, answers[block.low : block.high], text_of)))
+        if groups is not None:
+            found.append(("sibling", filters.sibling(query, row, positives[:, 0], positives[:, 1], groups)))
+        if chosen.twin_queries is not None:
+            twin = filters.positive_of_twin(block.low + query, row, world.positives, vectors[1], chosen.twin_queries)
+            found.append(("positive_of_twin", twin))
+        return found + [("near_better", of_better) for _, of_better in near]
+
+    return refuse
+
+
+def _listed(value: Any) -> list[str]:
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    return [str(one) for one in values]
+
+
+def _codes(values: list[Any]) -> Array:
+    """int64[n]: equal values, equal codes; -1 where there is none."""
+    words = pa.array([None if value is None or value == "" else str(value) for value in values], pa.string())
+    return np.asarray(words.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
+
+
+def _reason_counts(part: Path) -> dict[str, int]:
+    counted = store.read_table(part, ["reason"]).column("reason").cast(pa.string()).value_counts()
+    return {str(row["values"]): int(row["counts"]) for row in counted.to_pylist()}
+
+
+def _count_uses(used: Array, part: Path, world: Numbered) -> None:
+    table = store.read_table(part, ["doc_id", "pool_rank"])
+    pool = table.filter(table.column("pool_rank").is_valid()).column("doc_id")
+    np.add.at(used, pc.index_in(pool, world.passages.column("doc_id")).to_numpy(), 1)
+
+
+def _scores(
+    run: Context, world: Numbered, block: Block, found: Fused, vectors: tuple[Array, Array], number: str
+) -> candidates.Scores:
+    kinds = [retriever.kind for retriever in run.job.mining.retrievers]
+    positives = world.positives_of(block)
+    dense = found.scores[:, kinds.index("dense")] if "dense" in kinds else np.full(len(found.row), np.nan, np.float32)
+    pairs = np.stack([found.query, found.row], axis=1)
+    taught = _taught(run, world, block, number)
+    return candidates.Scores(
+        dense=_cosines(vectors, block, pairs, dense),
+        positive_dense=_cosines(vectors, block, positives, np.full(len(positives), np.nan, np.float32)),
+        teacher=taught(pairs),
+        positive_teacher=taught(positives),
+    )
+
+
+def _cosines(vectors: tuple[Array, Array], block: Block, pairs: Array, known: Array) -> Array:
+    """float32[n]: the encoder's cosine of each (query, passage), computed where `known` is NaN."""
+    out = known.astype(np.float32, copy=True)
+    queries = np.asarray(vectors[1][block.low : block.high], np.float32)
+    lacking = np.flatnonzero(np.isnan(out))
+    for rows in np.array_split(lacking, max(1, len(lacking) // 65_536)):
+        query, passage = pairs[rows, 0], pairs[rows, 1]
+        out[rows] = np.einsum("ij,ij->i", queries[query], vectors[0][passage], dtype=np.float32)
+    return out
+
+
+def _taught(run: Context, world: Numbered, block: Block, number: str) -> Callable[[Array], Array]:
+    """Looks up float32[n] for pairs of (query from block.low, passage); NaN where the teacher gave no score."""
+    if run.job.teacher is None:
+        return lambda pairs: np.full(len(pairs), np.nan, np.float32)
+    table = store.read_table(run.folder.step("teacher") / f"part-{number}.parquet")
+    total = len(world.passages)
+    query, passage, score = (table.column(name).to_numpy() for name in TAUGHT.names)
+    key = (query.astype(np.int64) - block.low) * total + passage
+    order = np.argsort(key, kind="stable")
+
+    def look(pairs: Array) -> Array:
+        wanted = pairs[:, 0] * total + pairs[:, 1]
+        at = np.minimum(np.searchsorted(key[order], wanted), len(order) - 1)
+        return np.where(key[order][at] == wanted, score[order][at], np.float32(np.nan)).astype(np.float32)
+
+    return look
