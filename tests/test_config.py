@@ -36,6 +36,7 @@ DEFAULTS = {
         | dict.fromkeys(["negative", "query_id", "doc_id", "title"], None),
         "corpus_columns": {"doc_id": "_id", "title": "title", "text": "text"},
         "relevant_from": 1,
+        "firewall": [],
     },
     "encoder": {"model": "BAAI/bge-small-en-v1.5", "backend": "auto", "max_length": 512, "batch_tokens": 1500}
     | {"threads": 0, "trust_remote_code": False, "revision": None, "onnx_file": None, "tokenizer_file": None}

@@ -1,7 +1,7 @@
 """The job file: one frozen model, read from YAML; a module for each section."""
 
 from miner.config.base import is_address, secret
-from miner.config.data import Columns, CorpusColumns, Data
+from miner.config.data import Columns, CorpusColumns, Data, Firewall
 from miner.config.encoder import Encoder
 from miner.config.job import Export, Job
 from miner.config.llm import Endpoint, Generator, Judge
@@ -16,6 +16,7 @@ __all__ = [
     "Endpoint",
     "Export",
     "Filters",
+    "Firewall",
     "Generator",
     "Index",
     "Job",

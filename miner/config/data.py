@@ -28,6 +28,29 @@ class CorpusColumns(Model):
     text: str = Field("text", description="Column of the passage text.")
 
 
+class Firewall(Model):
+    """An evaluation set; its queries, and the passages relevant to them, are kept out of corpus and queries."""
+
+    path: str = Field(
+        min_length=1,
+        description="BEIR folder; or a JSONL/CSV/Parquet file with _id, query_id, doc_id or text; or a text file of"
+        " ids, one a line.",
+    )
+    split: str = Field("test", min_length=1, description="qrels/<split>.tsv of a BEIR folder.")
+    near: float | None = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="A text is one of theirs too where it shares so much of its word 3-shingles (Jaccard); null: exact"
+        " copies alone, case and white space apart.",
+    )
+    ids: bool = Field(
+        True,
+        description="The same id means the same row; false where the two number their rows on their own, and the texts"
+        " alone decide.",
+    )
+
+
 class Data(Model):
     """Where queries, passages and judgments come from."""
 
@@ -44,3 +67,4 @@ class Data(Model):
     columns: Columns = Columns()  # type: ignore[call-arg]
     corpus_columns: CorpusColumns = CorpusColumns()  # type: ignore[call-arg]
     relevant_from: int = Field(1, description="Qrels at or above this relevance are positives.")
+    firewall: tuple[Firewall, ...] = Field((), description="Evaluation sets that nothing may be trained on.")

@@ -93,6 +93,8 @@ def _explain(error: ValidationError, file: str, places: dict[Trail, str]) -> str
 def _known_keys(trail: Trail) -> list[str]:
     model: type[BaseModel] = Job
     for part in trail:
+        if part.isdigit():
+            continue  # the place in a list, whose items are of one model
         annotation = model.model_fields[part].annotation
         options = getattr(annotation, "__args__", (annotation,))
         model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), Job)
@@ -131,7 +133,8 @@ def _absolute(job: Job, file: Path) -> Job:
     named = ("model", "onnx_file", "tokenizer_file") if not job.encoder.remote else ()
     encoder = {name: local(getattr(job.encoder, name)) for name in named}
     encoder |= {name: local(getattr(job.encoder, name)) for name in ("passages_file", "queries_file")}
-    data = {"path": local(job.data.path), "corpus": local(job.data.corpus, must_exist=False)}
+    walls = tuple(w.model_copy(update={"path": local(w.path, must_exist=False)}) for w in job.data.firewall)
+    data = {"path": local(job.data.path), "corpus": local(job.data.corpus, must_exist=False), "firewall": walls}
     own = local(job.prompts, must_exist=False)
     if own is not None and not Path(own).is_dir():
         raise UserError(f"{file}: prompts: {own}: no such folder; make it, or leave the key out")

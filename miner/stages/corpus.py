@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,9 +11,11 @@ import pyarrow as pa
 
 from miner.errors import UserError
 from miner.readers import RawPair, RawPassage, RawQrel, RawQuery, Source
-from miner.records import DROPS, PASSAGES, QRELS, QUERIES, content_id, passage_text
+from miner.records import DROPS, PASSAGES, QRELS, QUERIES, content_id, passage_text, texts
 
 CHUNK = 50_000
+# (kind, ids, texts) -> (id, reason, place) of the rows that must not be trained on.
+Refuse = Callable[[Literal["passage", "query"], Iterable[str], Iterable[str]], Iterable[tuple[str, str, str]]]
 
 
 @dataclass(frozen=True)
@@ -128,8 +131,11 @@ class _Intake:
         self.qrels[query_id, doc_id] = relevance if known is None else max(known, relevance)
 
 
-def run(source: Source, relevant_from: int) -> Corpus:
+def run(source: Source, relevant_from: int, refuse: Refuse | None = None) -> Corpus:
     """Read a source to its end; pairs files know no grades, so every pair counts as a positive.
+
+    refuse: the evaluation firewall; what it refuses is dropped with its reason, and the qrels of it with
+    firewall_query or firewall_passage.
 
     Raises UserError where nothing could be mined from what is left.
     """
@@ -144,7 +150,36 @@ def run(source: Source, relevant_from: int) -> Corpus:
             intake.qrel(qrel)
     for pair in source.pairs:
         intake.pair(pair, max(relevant_from, 1))
-    return _finish(intake, relevant_from)
+    passages = intake.passages.table()
+    if refuse is not None:
+        passages = _screened(intake, passages, refuse)
+    return _finish(intake, passages, relevant_from)
+
+
+def _screened(intake: _Intake, passages: pa.Table, refuse: Refuse) -> pa.Table:
+    """Take out of the intake what must not be trained on; the passages that are left."""
+    gone: dict[str, set[str]] = {"passage": set(), "query": set()}
+    rows: dict[Literal["passage", "query"], tuple[list[str], Iterable[str]]] = {
+        "passage": (passages.column("doc_id").to_pylist(), texts(passages)),
+        "query": (list(intake.queries), (text for text, _ in intake.queries.values())),
+    }
+    for kind, (ids, words) in rows.items():
+        for key, reason, place in refuse(kind, ids, words):
+            intake.drop(kind, key, place, reason)
+            gone[kind].add(key)
+    for name in gone["query"]:
+        del intake.queries[name]
+    for query_id, doc_id in list(intake.qrels):
+        if query_id in gone["query"] or doc_id in gone["passage"]:
+            reason = "firewall_query" if query_id in gone["query"] else "firewall_passage"
+            intake.drop("qrel", f"{query_id} {doc_id}", "", reason)
+            del intake.qrels[query_id, doc_id]
+    if len(gone["passage"]) == passages.num_rows or not intake.queries:
+        all_of = "queries" if len(gone["passage"]) < passages.num_rows else "passages"
+        raise UserError(
+            f"data.firewall: all {all_of} of data are in the evaluation sets; train on others, or mend split"
+        )
+    return passages.filter(pa.array([doc_id not in gone["passage"] for doc_id in rows["passage"][0]]))
 
 
 def _qrel_fits(intake: _Intake, qrel: RawQrel, seen: set[tuple[str, str]]) -> bool:
@@ -162,7 +197,7 @@ def _qrel_fits(intake: _Intake, qrel: RawQrel, seen: set[tuple[str, str]]) -> bo
     return not reason
 
 
-def _finish(intake: _Intake, relevant_from: int) -> Corpus:
+def _finish(intake: _Intake, passages: pa.Table, relevant_from: int) -> Corpus:
     positive = {query_id for (query_id, _), relevance in intake.qrels.items() if relevance >= relevant_from}
     if not intake.docs:
         raise UserError("data: no passage has a text; check data.path and the column names")
@@ -177,7 +212,7 @@ def _finish(intake: _Intake, relevant_from: int) -> Corpus:
     qrels = [(q, d, r) for (q, d), r in sorted(intake.qrels.items()) if q in positive]
     queries = [(q, *intake.queries[q]) for q in sorted(positive)]
     return Corpus(
-        passages=intake.passages.table().sort_by("doc_id"),
+        passages=passages.sort_by("doc_id"),
         queries=_table(queries, QUERIES),
         qrels=_table(qrels, QRELS),
         drops=intake.drops.table(),
@@ -188,6 +223,9 @@ def _no_positive(intake: _Intake, relevant_from: int) -> str:
     drops = intake.drops.table().to_pylist()
     lost = next((d for d in drops if d["kind"] == "qrel"), None)
     hint = f"; first dropped: {lost['place']}: {lost['id']} ({lost['reason']})" if lost else ""
+    barred = sum(d["kind"] == "qrel" and d["reason"].startswith("firewall_") for d in drops)
+    if barred:
+        return f"data: no query has a positive; data.firewall took {barred} qrels away; train on others, or mend split"
     return (
         f"data: no query has a positive (qrels at or above relevance {relevant_from}: 0 of {len(intake.qrels)}){hint};"
         " check that the ids of the files agree, and data.relevant_from"

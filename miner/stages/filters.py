@@ -99,8 +99,9 @@ def jaccard(text_of: TextOf, threshold: float) -> Measure:
 
         def similar(a: Array, b: Array) -> Array:
             a, b = np.searchsorted(rows, a), np.searchsorted(rows, b)
-            found = np.zeros((len(a), len(b)))
-            i, j = np.nonzero(_may_reach(sets.sizes, parity, a, b, threshold))
+            same = a[:, None] == b
+            found: Array = same.astype(float)
+            i, j = np.nonzero(_may_reach(sets.sizes, parity, a, b, threshold) & ~same)
             found[i, j] = pair_jaccard(sets, a[i], sets, b[j])
             return found
 
