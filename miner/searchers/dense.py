@@ -1,0 +1,386 @@
+"""The dense retriever's index: FAISS over one vector a passage; the score is the inner product.
+
+flat is exact and needs no file: it searches the vectors where they lie. hnsw, ivf-flat and ivf-pq write `dense.faiss`,
+which is opened memory-mapped. What those find is scored anew from the vectors, so a score is the exact float32 inner
+product whatever the kind, and equal vectors tie.
+
+Sources: faiss wiki, "Guidelines to choose an index" and "Faiss indexes"; Malkov and Yashunin 2016 (HNSW); Jegou,
+Douze and Schmid 2011 (product quantisation).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from miner import store
+from miner.config.mining import Index
+from miner.errors import UserError
+from miner.searchers import Array
+
+_faiss: Any = faiss  # whose type stubs lack some functions
+FILE, CHOICE, TUNED = "dense.faiss", "choice.json", "tuned.json"
+GB = 1e9
+ADD = 1 << 16  # vectors added at once
+PATIENCE_S = 1800.0  # exact search may take so long before auto prefers an approximate index
+CORE_FLOPS = 5e10  # float32 multiplications and additions per second that exact search reached per core, with room
+GPU_FLOPS = 5e12
+GPU_LONGEST = 2048  # faiss on a GPU returns no longer lists
+PER_LIST = 39  # faiss's own least number of training vectors per centroid
+TRAIN_PER_LIST = 64
+PQ_CENTROIDS, PQ_ROUNDS = 256, 10
+LEAST = {"flat": 0, "hnsw": 1, "ivf-flat": 4 * PER_LIST, "ivf-pq": PQ_CENTROIDS * PER_LIST}
+LINKS, BUILD_EFFORT = 32, 80
+ENOUGH = 4  # whoever wants a quarter of the corpus gets it by exact search
+GAIN = 0.005  # of recall: where the target is out of reach, a wider search that brings less is not worth its time
+
+
+@dataclass(frozen=True)
+class Choice:
+    """kind: flat, hnsw, ivf-flat or ivf-pq; reason: a sentence for people.
+
+    lists: of ivf; links: of hnsw; code: bytes per vector of ivf-pq; width: dimension padded with zeros to code's needs.
+    """
+
+    kind: str
+    reason: str
+    lists: int = 0
+    links: int = 0
+    code: int = 0
+    width: int = 0
+
+
+# ---------------------------------------------------------------- which index
+
+
+def choose(rows: int, dimension: int, queries: int, settings: Index) -> Choice:
+    """The kind that was asked for, or for auto, in this order:
+
+    flat where the vectors fit the memory (memory_gb, else half of the machine's) and 2 * rows * dimension * queries
+    operations take at most 30 minutes, at 50 GFLOP/s per core or 5 TFLOP/s on a GPU; ivf-flat where only time is
+    short; ivf-pq where memory is. Never hnsw: the same graph at every run takes a build on one core.
+    flat too where there are too few vectors to train the other. Depends on the machine as said, and on nothing random.
+    """
+    memory = settings.memory_gb * GB if settings.memory_gb else _machine_memory() / 2
+    if settings.kind == "auto":
+        kind, why = _automatic(rows, dimension, queries, memory, _has_gpu(settings))
+    else:
+        kind, why = settings.kind, f"mining.index.kind is {settings.kind}"
+    if rows < LEAST[kind]:
+        why = f"{rows:,} passages are too few for {kind}, which needs {LEAST[kind]:,} ({why})"
+        kind = "flat"
+    return _sized(Choice(kind, f"{kind}: {why}"), rows, dimension, memory)
+
+
+def _automatic(rows: int, dimension: int, queries: int, memory: float, gpu: bool) -> tuple[str, str]:
+    size = 4.0 * rows * dimension
+    seconds = 2.0 * rows * dimension * queries / (GPU_FLOPS if gpu else CORE_FLOPS * (os.cpu_count() or 1))
+    vectors = f"{rows:,} vectors of {dimension} take {size / GB:,.2f} GB"
+    if size > memory:
+        return "ivf-pq", f"{vectors}, more than the {memory / GB:,.2f} GB allowed"
+    exact = f"{vectors} of the {memory / GB:,.2f} GB allowed; exact search for {queries:,} queries takes about"
+    if seconds > PATIENCE_S:
+        return "ivf-flat", f"{exact} {seconds / 60:,.0f} min, more than {PATIENCE_S / 60:.0f}"
+    return "flat", f"{exact} {max(seconds, 1):,.0f} s"
+
+
+def _sized(choice: Choice, rows: int, dimension: int, memory: float) -> Choice:
+    """Fill in the numbers that the index is built with."""
+    lists = max(1, min(int(4 * rows**0.5), rows // PER_LIST))
+    if choice.kind == "hnsw":
+        return replace(choice, links=LINKS)
+    if choice.kind == "ivf-flat":
+        return replace(choice, lists=lists)
+    if choice.kind == "ivf-pq":
+        # 4 dimensions a byte lose little; coarser only where even the codes would not fit.
+        step = next((s for s in (4, 8) if rows * (-(-dimension // s) + 8) <= memory), 16)
+        code = -(-dimension // step)
+        return replace(choice, lists=lists, code=code, width=code * step)
+    return choice
+
+
+def _machine_memory() -> float:
+    """Bytes: the machine's memory, or the container's limit where that is lower."""
+    total = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    try:
+        return min(total, float(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    except (OSError, ValueError):  # no such limit, or "max"
+        return total
+
+
+def _has_gpu(settings: Index) -> bool:
+    return settings.gpu and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+
+
+# ---------------------------------------------------------------- build
+
+
+def make(vectors: Array, choice: Choice, folder: Path, seed: int) -> dict[str, Any]:
+    """vectors: float32[n, d], a memmap too -> what was built, for the manifest. Same input and seed, same file.
+
+    Writes choice.json and, unless flat, dense.faiss. Beside the index, which is built in memory, it takes 64 Ki
+    vectors at a time and the training sample: 64 vectors per list, or for ivf-pq 9,984 if that is more.
+    """
+    if choice.kind != "flat":
+        index = _hnsw(vectors, choice) if choice.kind == "hnsw" else _ivf(vectors, choice, seed)
+        store.replace(folder / FILE, lambda part: faiss.write_index(index, str(part)))
+    store.write_json(folder / CHOICE, asdict(choice))
+    size = (folder / FILE).stat().st_size if choice.kind != "flat" else 0
+    details = {key: value for key, value in asdict(choice).items() if value}
+    return {**details, "passages": len(vectors), "bytes": size}
+
+
+def _hnsw(vectors: Array, choice: Choice) -> Any:
+    index = faiss.IndexHNSWFlat(int(vectors.shape[1]), choice.links, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = BUILD_EFFORT
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)  # threads link nodes in the order in which they come, another at each run
+    try:
+        _add(index, vectors, 0)
+    finally:
+        faiss.omp_set_num_threads(threads)
+    return index
+
+
+def _ivf(vectors: Array, choice: Choice, seed: int) -> Any:
+    width = choice.width or int(vectors.shape[1])
+    coarse = faiss.IndexFlatIP(width)
+    if choice.kind == "ivf-flat":
+        index: Any = faiss.IndexIVFFlat(coarse, width, choice.lists, faiss.METRIC_INNER_PRODUCT)
+    else:
+        index = faiss.IndexIVFPQ(coarse, width, choice.lists, choice.code, 8, faiss.METRIC_INNER_PRODUCT)
+        index.pq.cp.seed = seed
+        index.pq.cp.niter, index.pq.cp.max_points_per_centroid = PQ_ROUNDS, PER_LIST
+    index.cp.seed = seed
+    size = min(len(vectors), max(TRAIN_PER_LIST * choice.lists, LEAST[choice.kind]))
+    sample = np.sort(np.random.default_rng(seed).choice(len(vectors), size, replace=False))
+    index.train(_padded(vectors[sample], width))
+    _add(index, vectors, width)
+    return index
+
+
+def _add(index: Any, vectors: Array, width: int) -> None:
+    for start in range(0, len(vectors), ADD):
+        index.add(_padded(vectors[start : start + ADD], width))
+
+
+def _padded(block: Array, width: int) -> Array:
+    """Zeros at the end change no inner product."""
+    if block.shape[1] < width:
+        block = np.pad(block, ((0, 0), (0, width - block.shape[1])))
+    return np.ascontiguousarray(block, np.float32)
+
+
+# ---------------------------------------------------------------- search
+
+
+class DenseSearcher:
+    """Ties go to the lowest passage row; k may exceed the number of passages."""
+
+    def __init__(self, vectors: Array, query_vectors: Array, index: Any, choice: Choice, settings: Index) -> None:
+        """index: the opened FAISS index; None searches the vectors themselves."""
+        if vectors.shape[1] != query_vectors.shape[1]:
+            raise UserError(
+                f"passage vectors have {vectors.shape[1]} dimensions, query vectors {query_vectors.shape[1]};"
+                " encode both with one model"
+            )
+        # A float32 memmap stays one: no copy.
+        self.vectors = np.ascontiguousarray(vectors, np.float32)
+        self.query_vectors = query_vectors
+        self.choice = choice
+        self._index = index
+        self._more = settings.refine if choice.kind == "ivf-pq" else 1
+        self._longest = GPU_LONGEST if _has_gpu(settings) and choice.kind != "hnsw" else len(vectors)
+
+    @property
+    def knob(self) -> str:
+        """What widens the search, "" where nothing does."""
+        return {"flat": "", "hnsw": "efSearch"}.get(self.choice.kind, "nprobe")
+
+    @property
+    def widest(self) -> int:
+        return {"flat": 0, "hnsw": len(self.vectors)}.get(self.choice.kind, self.choice.lists)
+
+    def widen(self, effort: int) -> None:
+        if self.knob == "efSearch":
+            self._index.hnsw.efSearch = effort
+        elif self.knob:
+            self._index.nprobe = effort
+
+    def search(self, queries: Array, k: int) -> tuple[Array, Array]:
+        """queries: int64[b] row numbers -> scores float32[b, k], descending, and passage rows int64[b, k].
+
+        -1 (score -inf) only where the corpus has fewer than k: a query for which the index gives fewer is searched
+        for exactly.
+        """
+        block = np.ascontiguousarray(self.query_vectors[queries], np.float32)
+        scores, rows = self.indexed(block, k)
+        if len(short := np.flatnonzero(rows[:, min(k, len(self.vectors)) - 1] < 0)):
+            scores[short], rows[short] = self.exact(block[short], k)
+        return scores, rows
+
+    def indexed(self, block: Array, k: int) -> tuple[Array, Array]:
+        """block: float32[b, d], query vectors -> as search, with what the index gives and no more."""
+        wanted = min(k * self._more, len(self.vectors))
+        too_long = wanted > self._longest or (self.knob and ENOUGH * k >= len(self.vectors))
+        if self._index is None or too_long or not len(block):
+            return self.exact(block, k)
+        rows = self._index.search(_padded(block, self.choice.width), wanted)[1]
+        return self._best(block, rows, k)
+
+    def exact(self, block: Array, k: int) -> tuple[Array, Array]:
+        """block: float32[b, d], query vectors -> as search."""
+        wanted = min(k, len(self.vectors))
+        if not len(block) or not wanted:
+            return self._best(block, np.empty((len(block), 0), np.int64), k)
+        rows = faiss.knn(block, self.vectors, wanted, metric=faiss.METRIC_INNER_PRODUCT)[1]
+        return self._best(block, rows, k)
+
+    def _best(self, block: Array, rows: Array, k: int) -> tuple[Array, Array]:
+        """Score the rows found, int64[b, any], in place, and keep the k best."""
+        rows = np.ascontiguousarray(rows)
+        scores = np.empty(rows.shape, np.float32)
+        if rows.size:
+            pointers = (faiss.swig_ptr(a) for a in (scores, block, self.vectors, rows))
+            _faiss.fvec_inner_products_by_idx(*pointers, block.shape[1], *rows.shape)
+        order = np.lexsort((rows, -scores))[:, :k]
+        ends = ((0, 0), (0, k - order.shape[1]))
+        scores = np.pad(np.take_along_axis(scores, order, 1), ends, constant_values=-np.inf)
+        return scores, np.pad(np.take_along_axis(rows, order, 1), ends, constant_values=-1)
+
+
+def open(vectors: Array, query_vectors: Array, folder: Path, choice: Choice, settings: Index) -> DenseSearcher:
+    """vectors: float32[n, d], query_vectors: float32[q, d], memmaps too; folder: what make and tune wrote.
+
+    UserError where dense.faiss or tuned.json cannot be read or belongs to other vectors.
+    """
+    gpu = _has_gpu(settings) and choice.kind != "hnsw"
+    index = None if choice.kind == "flat" else _read(folder / FILE, len(vectors), gpu)
+    if gpu:
+        index = _on_gpu(vectors if index is None else index)
+    searcher = DenseSearcher(vectors, query_vectors, index, choice, settings)
+    if (folder / TUNED).is_file():
+        searcher.widen(_json(folder / TUNED).get(searcher.knob, 0))
+    return searcher
+
+
+def _read(path: Path, rows: int, gpu: bool) -> Any:
+    # The first flag maps inverted lists, the second hnsw; the second is younger than faiss 1.9, which then reads all.
+    flags = 0 if gpu else faiss.IO_FLAG_MMAP if _is_ivf(path) else getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
+    try:
+        index = faiss.read_index(str(path), flags)
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or [""])[-1]
+        raise UserError(f"{path}: cannot read ({reason}); run the job, which makes it anew") from None
+    if index.ntotal != rows:
+        raise UserError(f"{path}: holds {index.ntotal} vectors, the corpus {rows}; run the job, which makes it anew")
+    return index
+
+
+def _is_ivf(path: Path) -> bool:
+    try:
+        with path.open("rb") as handle:
+            return handle.read(2) == b"Iw"  # faiss's four letters of an IVF index: IwFl, IwPQ
+    except OSError as error:
+        raise UserError(f"{path}: cannot read ({error.strerror}); run the job, which makes it anew") from None
+
+
+def _on_gpu(source: Any) -> Any:
+    """An IVF index, or vectors for a flat one, on the first GPU."""
+    if hasattr(source, "ntotal"):
+        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, source)
+    index = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), int(source.shape[1]))
+    _add(index, source, 0)
+    return index
+
+
+# ---------------------------------------------------------------- recall
+
+
+def tune(searcher: DenseSearcher, folder: Path, k: int, settings: Index, seed: int) -> dict[str, Any]:
+    """Widen the search, doubling nprobe or efSearch, until recall@k reaches the target on a seeded sample of queries.
+
+    recall@k: the share of the k best inner products that the index finds; a passage that ties with the k-th counts.
+    Writes tuned.json, which `open` applies, and returns it: kind, reason, k, sample, recall, nprobe or efSearch, and
+    `warning`, a sentence, where the target is out of reach.
+    """
+    total = len(searcher.query_vectors)
+    sample = np.sort(np.random.default_rng(seed).choice(total, min(settings.sample, total), replace=False))
+    block = np.ascontiguousarray(searcher.query_vectors[sample], np.float32)
+    k = min(k, len(searcher.vectors))
+    found: dict[str, Any] = {"kind": searcher.choice.kind, "reason": searcher.choice.reason, "k": k}
+    if searcher.knob:
+        tried = _widened(searcher, block, k, settings.recall_target)
+        effort, recall = _enough(tried, settings.recall_target)
+        searcher.widen(effort)
+        found |= {"sample": len(sample), "recall": recall, searcher.knob: effort}
+        if recall is not None and recall < settings.recall_target:
+            found["warning"] = _warning(searcher.choice.kind, recall, k, settings)
+    else:
+        found |= {"sample": 0, "recall": 1.0}
+    store.write_json(folder / TUNED, found)
+    return found
+
+
+def _widened(searcher: DenseSearcher, block: Array, k: int, target: float) -> list[tuple[int, float | None]]:
+    """(effort, recall) of each width tried; the recall is None where there is no query to measure it on."""
+    worst = searcher.exact(block, k)[0][:, -1:]
+    effort = min(searcher.widest, max(16, k) if searcher.knob == "efSearch" else 1)
+    if not len(block):
+        return [(effort, None)]
+    tried: list[tuple[int, float | None]] = []
+    while True:
+        searcher.widen(effort)
+        recall = float((searcher.indexed(block, k)[0] >= worst).mean())
+        tried.append((effort, round(recall, 4)))
+        if recall >= target or effort == searcher.widest:
+            return tried
+        effort = min(2 * effort, searcher.widest)
+
+
+def _enough(tried: list[tuple[int, float | None]], target: float) -> tuple[int, float | None]:
+    """The last width tried; where even that misses the target, the first that is hardly worse."""
+    effort, best = tried[-1]
+    if best is None or best >= target:
+        return effort, best
+    return next((width, recall) for width, recall in tried if recall is not None and recall >= best - GAIN)
+
+
+def _warning(kind: str, recall: float, k: int, settings: Index) -> str:
+    remedy = f"raise mining.index.refine (now {settings.refine}) or " if kind == "ivf-pq" else ""
+    return (
+        f"recall@{k} of {kind} is {recall:.3f}, below mining.index.recall_target {settings.recall_target};"
+        f" {remedy}take another mining.index.kind"
+    )
+
+
+# ---------------------------------------------------------------- all of it
+
+
+def prepare(vectors: Array, query_vectors: Array, folder: Path, k: int, settings: Index, seed: int) -> dict[str, Any]:
+    """Choose, build, measure: what make and tune say. The index in `folder` is for open_index.
+
+    vectors: float32[n, d]; query_vectors: float32[q, d]; k: the depth at which the recall is measured.
+    """
+    choice = choose(len(vectors), int(vectors.shape[1]), len(query_vectors), settings)
+    built = make(vectors, choice, folder, seed)
+    return built | tune(open(vectors, query_vectors, folder, choice, settings), folder, k, settings, seed)
+
+
+def open_index(vectors: Array, query_vectors: Array, folder: Path, settings: Index) -> DenseSearcher:
+    """What prepare left in `folder`, over the vectors it was made from; see open."""
+    return open(vectors, query_vectors, folder, Choice(**_json(folder / CHOICE)), settings)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot read ({error}); run the job, which makes it anew") from None
+    return value
