@@ -19,7 +19,8 @@ from miner.records import texts
 from miner.stages.vectors import chunks
 from miner.vector_cache import VectorCache
 
-# A token's vector takes 2 KiB in BGE-M3, a character some 0.5 KiB: 100 MiB a piece.
+# With token vectors: one takes 2 KiB in BGE-M3, so that a character takes some 0.5 KiB and a piece 100 MiB. Without
+# them the larger chunks of `stages.vectors` serve, for each shard of the vectors holds a file open.
 PIECE_CHARS = 200_000
 Array = np.ndarray[Any, Any]
 
@@ -56,7 +57,8 @@ def run(
     """
     caches = [cache for cache in (dense, sparse, multi) if cache is not None]
     encoded = 0
-    for rows in _pieces(_lengths(table), keys):
+    lengths = _lengths(table)
+    for rows in chunks(lengths, keys) if multi is None else _pieces(lengths, keys):
         lacking = rows[np.any([cache.missing(keys[rows]) for cache in caches], axis=0)]
         if len(lacking):
             some = list(texts(table, lacking.tolist()))
