@@ -109,18 +109,19 @@ def run_vectors(run: Context, work: Path) -> Done:
         return _copy_vectors(run, work, stored)
     encoder = encoders.load(run.job.encoder)
     identity = encoders.fingerprint(run.job.encoder)
-    root = Path(run.job.vector_cache) if run.job.vector_cache else run.folder.root / "vector_cache"
-    counts: dict[str, Any] = {"dimension": encoder.dimension}
+    counts: dict[str, Any] = {}
     kinds: dict[str, encoders.Kind] = {"passages": "passage", "queries": "query"}
     for name, kind in kinds.items():
         table = run.table("corpus", name)
-        cache = VectorCache(root / store.digest(encoders.space(identity, kind))[:32])
+        cache = VectorCache(run.cache_root / store.digest(encoders.space(identity, kind))[:32])
         wanted = keys(texts(table), table.num_rows)
         with progress.bar(f"encode {name}", len(np.unique(wanted)), "texts") as tick:
             encoded = vectors.run(table, wanted, kind, encoder, cache, tick)
-        _gather(work / f"{name}.npy", cache, wanted, encoder.dimension)
+        # Of the cache first: a server that has nothing to encode is not asked for the width of its vectors.
+        counts["dimension"] = cache.dimension or encoder.dimension
+        _gather(work / f"{name}.npy", cache, wanted, counts["dimension"])
         counts[name] = {"rows": table.num_rows, "encoded": encoded}
-    return Done(counts)
+    return Done(counts | encoders.report(encoder))
 
 
 def _copy_vectors(run: Context, work: Path, stored: Precomputed) -> Done:

@@ -52,6 +52,14 @@ class VectorCache:
         self._keys, first = np.unique(found, return_index=True)
         self._place = np.concatenate(place)[first] if place else np.empty((0, 2), np.int64)
 
+    @property
+    def dimension(self) -> int:
+        """The width of the vectors there; 0 where there are none. UserError where an encoder changed its width."""
+        widths = {shard.shape[1] for shard in self._shards}
+        if len(widths) > 1:
+            raise UserError(f"{self._folder}: vectors of {sorted(widths)} dimensions under one name; delete the folder")
+        return widths.pop() if widths else 0
+
     def missing(self, wanted: Array) -> Array:
         """bool[n]: which keys have no vector yet."""
         if not len(self._keys):

@@ -1,10 +1,11 @@
-"""A real HTTP server on loopback that speaks the chat completions API and counts what it is asked.
+"""A real HTTP server on loopback: chat completions, embeddings and Cohere's embed API; it counts what it is asked.
 
 Answers come from the request alone (a hash decides the grade), so every run of a job gets the same ones.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -13,10 +14,13 @@ import socket
 import struct
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import numpy as np
 
 FENCED = re.compile(r"=== (\w+) \w+ ===\n(.*?)\n(?==== )", re.DOTALL)
 # Status, headers, content; or a function that writes to the connection itself.
@@ -52,8 +56,39 @@ def completion(content: str, finish_reason: str = "stop", **message: Any) -> byt
     ).encode()
 
 
+WIDTH = 8
+
+
+def vector(text: str, width: int = WIDTH) -> np.ndarray[Any, Any]:
+    """float32[width], not normalised: what the server gives for a text."""
+    return np.random.default_rng(zlib.crc32(text.encode())).normal(size=width).astype(np.float32)
+
+
+def embeddings(body: dict[str, Any], width: int = WIDTH) -> bytes:
+    """The reply of /v1/embeddings, last text first: only `index` tells the order. A token is a word."""
+    width = body.get("dimensions") or width
+    rows = [vector(text, width) for text in body["input"]]
+    packed = body.get("encoding_format") == "base64"
+    values = [base64.b64encode(row.tobytes()).decode() if packed else row.tolist() for row in rows]
+    data = [{"object": "embedding", "index": i, "embedding": value} for i, value in enumerate(values)]
+    tokens = sum(len(text.split()) for text in body["input"])
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return json.dumps({"object": "list", "data": data[::-1], "model": body["model"], "usage": usage}).encode()
+
+
+def cohere(body: dict[str, Any], width: int = WIDTH) -> bytes:
+    """The reply of /v2/embed; the vector of a text differs between queries and documents."""
+    width = body.get("output_dimension") or width
+    rows = [vector(f"{body['input_type']} {text}", width).tolist() for text in body["texts"]]
+    tokens = sum(len(text.split()) for text in body["texts"])
+    meta = {"api_version": {"version": "2"}, "billed_units": {"input_tokens": tokens}}
+    return json.dumps({"id": "toy", "embeddings": {"float": rows}, "texts": body["texts"], "meta": meta}).encode()
+
+
 def sensible(body: dict[str, Any]) -> Reply:
-    """A judge that quotes the passage, and a generator that varies it."""
+    """A judge that quotes the passage, a generator that varies it, and encoders."""
+    if "input" in body or "texts" in body:
+        return 200, {}, embeddings(body) if "input" in body else cohere(body)
     texts = parts(body)
     if "FACET" in texts:
         answer: dict[str, Any] = {"change": texts["FACET"], "passage": f"{texts['PASSAGE']} Not so: {texts['FACET']}."}
@@ -111,7 +146,7 @@ def _start(handler: BaseHTTPRequestHandler, length: int) -> None:
 class Loopback:
     """`with Loopback() as server:` -> server.url; what it saw stands in:
 
-    bodies, headers: of every request, in order of arrival. completed: request body -> times answered in full.
+    bodies, headers, paths: of every request, in order of arrival. completed: request body -> times answered in full.
     peak: the most requests in flight at once.
     """
 
@@ -120,6 +155,7 @@ class Loopback:
         self.completed: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
         self.in_flight = self.peak = 0
         self._lock = threading.Lock()
 
@@ -144,6 +180,7 @@ class Loopback:
                 with outer._lock:
                     outer.bodies.append(body)
                     outer.headers.append(dict(self.headers))
+                    outer.paths.append(self.path)
                     outer.in_flight += 1
                     outer.peak = max(outer.peak, outer.in_flight)
                 time.sleep(outer.delay_s)
@@ -173,7 +210,8 @@ class Loopback:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        self.root = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = f"{self.root}/v1"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
         return self

@@ -20,7 +20,11 @@ from miner.errors import UserError
 TASK = "Given a web search query, retrieve relevant passages that answer the query"
 BGE_EN = "Represent this sentence for searching relevant passages: "
 BGE_ZH = "为这个句子生成表示以用于检索相关文章："
-# From the models' cards: query prefix, passage prefix, pooling.
+BGE_LLM = f"<instruct>{TASK}\n<query>"
+INSTRUCT = f"Instruct: {TASK}\nQuery: "
+NOMIC = ("search_query: ", "search_document: ", "mean")
+# From the models' cards: query prefix, passage prefix, pooling; and where there are any, query suffix and whether the
+# vectors may be cut to fewer dimensions.
 CARDS = {
     "BAAI/bge-small-en": (BGE_EN, "", "cls"),
     "BAAI/bge-base-en-v1.5": (BGE_EN, "", "cls"),
@@ -28,39 +32,79 @@ CARDS = {
     "BAAI/bge-small-zh-v1.5": (BGE_ZH, "", "cls"),
     "BAAI/bge-large-zh": (BGE_ZH, "", "cls"),
     "BAAI/bge-m3": ("", "", "cls"),
-    "BAAI/bge-multilingual-gemma2": (f"<instruct>{TASK}\n<query>", "", "last"),
-    "BAAI/bge-code-v1": (f"<instruct>{TASK}\n<query>", "", "last"),
+    "BAAI/bge-multilingual-gemma2": (BGE_LLM, "", "last"),
+    "BAAI/bge-code-v1": (BGE_LLM, "", "last"),
+    "BAAI/bge-en-icl": (BGE_LLM, "", "last", "\n<response>"),
     "intfloat/e5-small-v2": ("query: ", "passage: ", "mean"),
     "intfloat/e5-large": ("query: ", "passage: ", "mean"),
     "intfloat/multilingual-e5-small": ("query: ", "passage: ", "mean"),
     "intfloat/multilingual-e5-large": ("query: ", "passage: ", "mean"),
-    "intfloat/multilingual-e5-large-instruct": (f"Instruct: {TASK}\nQuery: ", "", "mean"),
-    "intfloat/e5-mistral-7b-instruct": (f"Instruct: {TASK}\nQuery: ", "", "last"),
-    "Alibaba-NLP/gte-Qwen2-1.5B-instruct": (f"Instruct: {TASK}\nQuery: ", "", "last"),
-    "Qwen/Qwen3-Embedding-0.6B": (f"Instruct: {TASK}\nQuery:", "", "last"),
+    "intfloat/multilingual-e5-large-instruct": (INSTRUCT, "", "mean"),
+    "intfloat/e5-mistral-7b-instruct": (INSTRUCT, "", "last"),
+    "Alibaba-NLP/gte-Qwen2-1.5B-instruct": (INSTRUCT, "", "last"),
+    "Qwen/Qwen3-Embedding-0.6B": (f"Instruct: {TASK}\nQuery:", "", "last", "", "cut"),
+    "Qwen/Qwen3-Embedding-8B": (f"Instruct: {TASK}\nQuery:", "", "last", "", "cut"),
     "thenlper/gte-small": ("", "", "mean"),
     "thenlper/gte-large": ("", "", "mean"),
     "Alibaba-NLP/gte-base-en-v1.5": ("", "", "cls"),
     "Alibaba-NLP/gte-multilingual-base": ("", "", "cls"),
-    "nomic-ai/nomic-embed-text-v1": ("search_query: ", "search_document: ", "mean"),
-    "nomic-ai/nomic-embed-text-v1.5": ("search_query: ", "search_document: ", "mean"),
+    "nomic-ai/nomic-embed-text-v1": NOMIC,
+    "nomic-ai/nomic-embed-text-v1.5": (*NOMIC, "", "layer_norm"),
+    "Snowflake/snowflake-arctic-embed-xs": (BGE_EN, "", "cls"),
     "Snowflake/snowflake-arctic-embed-m": (BGE_EN, "", "cls"),
-    "Snowflake/snowflake-arctic-embed-m-v1.5": (BGE_EN, "", "cls"),
-    "Snowflake/snowflake-arctic-embed-l-v2.0": ("query: ", "", "cls"),
+    "Snowflake/snowflake-arctic-embed-m-v1.5": (BGE_EN, "", "cls", "", "cut"),
+    "Snowflake/snowflake-arctic-embed-m-v2.0": ("query: ", "", "cls", "", "cut"),
+    "Snowflake/snowflake-arctic-embed-l-v2.0": ("query: ", "", "cls", "", "cut"),
+    "google/embeddinggemma-300m": ("task: search result | query: ", "title: none | text: ", "mean", "", "cut"),
     "sentence-transformers/all-MiniLM-L6-v2": ("", "", "mean"),
 }
-UNKNOWN = ["me/my-encoder", "BAAI/bge-reranker-v2-m3", "BAAI/bge-en-icl", "/models/bge-base-en-v1.5/checkpoint-500"]
+UNKNOWN = ["me/my-encoder", "BAAI/bge-reranker-v2-m3", "/models/bge-base-en-v1.5/checkpoint-500"]
+UNKNOWN += ["nomic-ai/modernbert-embed-base", "me/embeddinggemmas/x"]
 
 
 @pytest.mark.parametrize("name", CARDS)
 def test_a_family_is_known_by_the_models_name(name):
+    card = (*CARDS[name], "", "")[:5]
     for spelling in (name, f"/models/{name.split('/')[1]}/", name.upper()):
-        assert families.of(spelling)[2:] == CARDS[name]
+        found = families.of(spelling)
+        told = (found.query_prefix, found.passage_prefix, found.pooling, found.query_suffix, found.matryoshka)
+        assert told == card
+        settings = config.Encoder(model=spelling)
+        assert families.surround(settings) == (card[0], card[1], card[3])
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_a_name_that_only_resembles_a_family_is_none(name):
     assert families.of(name) is None
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_an_instruction_takes_the_tasks_place_or_is_refused(name):
+    settings = config.Encoder(model=name, instruction="Find code for {x}")
+    default = next((task for task in (TASK, "search result") if task in CARDS[name][0]), None)
+    if default is None:
+        with pytest.raises(UserError, match=rf"encoder\.instruction: {name}: the family .* takes no instruction"):
+            families.surround(settings)
+    else:
+        expected = CARDS[name][0].replace(default, "Find code for {x}")
+        assert families.surround(settings)[:2] == (expected, CARDS[name][1])
+
+
+def test_an_instruction_for_an_unknown_model_is_refused():
+    with pytest.raises(UserError, match=r"me/own: no known family; write encoder\.query_prefix instead"):
+        families.surround(config.Encoder(model="me/own", instruction="x"))
+
+
+@pytest.mark.parametrize("name", [*CARDS, "me/own"])
+def test_only_a_model_trained_for_it_is_cut(name):
+    settings = config.Encoder(model=name, dimensions=64)
+    how = (*CARDS.get(name, ()), "", "")[4:5] if name in CARDS else ("",)
+    if how[0]:
+        assert families.matryoshka(settings) == how[0]
+    else:
+        with pytest.raises(UserError, match=rf"encoder\.dimensions 64: {name} is not known .*leave the key out"):
+            families.matryoshka(settings)
+    assert families.matryoshka(config.Encoder(model=name)) == ""
 
 
 # ---------------------------------------------------------------- the files of a model

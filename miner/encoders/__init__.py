@@ -6,7 +6,9 @@ A backend `precomputed` encodes nothing: `stored` gives its files, and `load` re
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -30,12 +32,30 @@ class Encoder(Protocol):
         """float32[len(texts), dimension], each row L2-normalised, in the order of `texts`; no text: zero rows."""
 
 
+@runtime_checkable
+class Paid(Protocol):
+    """An encoder whose every reply costs money, so each is handed on as soon as it is there.
+
+    chunk_texts: texts of one shard of the cache. usage: counts of requests, attempts and tokens so far.
+    """
+
+    chunk_texts: int
+    usage: Counter[str]
+
+    def encode_each(self, texts: list[str], kind: Kind, done: Callable[[list[int], Vectors], None]) -> None:
+        """Call `done` with row numbers and float32[rows, d], L2-normalised, once per reply, in any order."""
+
+
 def load(settings: config.Encoder) -> Encoder:
     """The encoder that the job file names. Raises UserError where files or packages are missing."""
     from miner.encoders import files
 
     if settings.backend == "precomputed":
         raise UserError("encoder.backend precomputed cannot encode new texts (generated ones); name a model for that")
+    if settings.remote:
+        from miner.encoders import remote
+
+        return remote.load(settings)
     found = files.find(settings)
     encoder: Encoder = importlib.import_module(BACKENDS[found.backend]).load(settings, found)
     return encoder
@@ -57,6 +77,10 @@ def fingerprint(settings: config.Encoder) -> dict[str, Any]:
     """
     from miner.encoders import files, precomputed
 
+    if settings.remote:
+        from miner.encoders import remote
+
+        return remote.fingerprint(settings)
     if settings.backend == "precomputed":
         return precomputed.fingerprint(settings)
     return files.fingerprint(files.find(settings))
@@ -66,3 +90,8 @@ def space(identity: dict[str, Any], kind: Kind) -> dict[str, Any]:
     """What of a fingerprint decides the vectors of one kind: texts of both share a cache where it is the same."""
     others = {k: v for k, v in identity.items() if not k.startswith(("query_", "passage_"))}
     return others | {k.removeprefix(f"{kind}_"): v for k, v in identity.items() if k.startswith(f"{kind}_")}
+
+
+def report(encoder: Encoder) -> dict[str, Any]:
+    """What a step's counts say of the encoder: requests, attempts and tokens of this run, where they are paid for."""
+    return {"usage": dict(sorted(encoder.usage.items()))} if isinstance(encoder, Paid) else {}

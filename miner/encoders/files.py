@@ -44,6 +44,9 @@ class Files:
     query_prefix: str
     passage_prefix: str
     max_length: int
+    query_suffix: str = ""
+    dimensions: int | None = None
+    matryoshka: str = ""
 
 
 def find(settings: config.Encoder) -> Files:
@@ -55,7 +58,7 @@ def find(settings: config.Encoder) -> Files:
     backend = _backend(settings, onnx, folder)
     tokenizer = _given(settings.tokenizer_file, "encoder.tokenizer_file")
     tokenizer = tokenizer or _first(folder, TOKENIZERS if backend == "torch" else TOKENIZERS[:1])
-    prompts = _json(folder, "config_sentence_transformers.json").get("prompts") or {}
+    around = families.surround(settings, _json(folder, "config_sentence_transformers.json").get("prompts"))
     pooling = settings.pooling or _pooling_of(folder) or (family and family.pooling)
     if pooling is None:
         raise UserError(
@@ -70,9 +73,12 @@ def find(settings: config.Encoder) -> Files:
         tokenizer=tokenizer,
         weights=_onnx_files(onnx) if onnx and backend == "onnx" else _torch_weights(settings, folder),
         pooling=pooling,
-        query_prefix=_prefix(settings.query_prefix, family and family.query_prefix, prompts, "query"),
-        passage_prefix=_prefix(settings.passage_prefix, family and family.passage_prefix, prompts, "passage"),
+        query_prefix=around.query_prefix,
+        passage_prefix=around.passage_prefix,
         max_length=min(settings.max_length, _limit(folder)),
+        query_suffix=around.query_suffix,
+        dimensions=settings.dimensions,
+        matryoshka=families.matryoshka(settings),
     )
 
 
@@ -86,6 +92,9 @@ def fingerprint(files: Files) -> dict[str, Any]:
         "passage_prefix": files.passage_prefix,
         "pooling": files.pooling,
         "max_length": files.max_length,
+        # Only where set: what was encoded before there were these keys keeps its place in the cache.
+        **({"query_suffix": files.query_suffix} if files.query_suffix else {}),
+        **({"dimensions": files.dimensions} if files.dimensions else {}),
     }
 
 
@@ -151,14 +160,6 @@ def _torch_weights(settings: config.Encoder, folder: Path | None) -> tuple[Path,
 
 def _weights(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-
-
-def _prefix(chosen: str | None, family: str | None, prompts: dict[str, str], kind: str) -> str:
-    if chosen is not None:
-        return chosen
-    if family is not None:
-        return family
-    return prompts.get(kind) or (prompts.get("document", "") if kind == "passage" else "")
 
 
 def _given(value: str | None, key: str) -> Path | None:

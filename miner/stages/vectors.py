@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from miner.encoders import Encoder, Kind
+from miner.encoders import Encoder, Kind, Paid, Vectors
 from miner.records import texts
 from miner.vector_cache import VectorCache
 
@@ -28,14 +28,29 @@ def run(
     """Bring the vector of every row into the cache. keys: S16[n]. Returns the number of texts encoded."""
     encoded = 0
     lengths = _lengths(table)
-    for rows in chunks(lengths, keys):
+    for rows in chunks(lengths, keys, encoder.chunk_texts if isinstance(encoder, Paid) else CHUNK_TEXTS):
         lacking = rows[cache.missing(keys[rows])]
         if len(lacking):
-            cache.append(keys[lacking], encoder.encode(list(texts(table, lacking.tolist())), kind))
+            chosen = list(texts(table, lacking.tolist()))
+            if isinstance(encoder, Paid):
+                _keep_each(encoder, chosen, kind, keys[lacking], cache)
+            else:
+                cache.append(keys[lacking], encoder.encode(chosen, kind))
             encoded += len(lacking)
         tick(len(rows))
     cache.refresh()
     return encoded
+
+
+def _keep_each(encoder: Paid, chosen: list[str], kind: Kind, keys: Array, cache: VectorCache) -> None:
+    """One shard of every reply there is, whatever stopped the others: what was paid for is not asked again."""
+    found: dict[int, Vectors] = {}
+    try:
+        encoder.encode_each(chosen, kind, lambda rows, vectors: found.update(zip(rows, vectors, strict=True)))
+    finally:
+        if found:
+            rows = sorted(found)
+            cache.append(keys[rows], np.stack([found[row] for row in rows]))
 
 
 def _lengths(table: pa.Table) -> Array:
@@ -45,7 +60,7 @@ def _lengths(table: pa.Table) -> Array:
     return np.asarray(length, np.int64)
 
 
-def chunks(lengths: Array, keys: Array) -> list[Array]:
+def chunks(lengths: Array, keys: Array, count: int | None = None) -> list[Array]:
     """Row numbers of the distinct texts, longest first, in chunks of bounded count and size."""
     _, first = np.unique(keys, return_index=True)
     order = first[np.lexsort((keys[first], -lengths[first]))]
@@ -57,6 +72,6 @@ def chunks(lengths: Array, keys: Array) -> list[Array]:
     while start < len(order):
         base = filled[start - 1] if start else 0
         stop = int(np.searchsorted(filled, base + CHUNK_CHARS, side="right"))
-        start = min(max(stop, start + 1), start + CHUNK_TEXTS)
+        start = min(max(stop, start + 1), start + (count or CHUNK_TEXTS))
         cuts.append(start)
     return np.split(order, cuts[:-1])
