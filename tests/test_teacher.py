@@ -65,7 +65,7 @@ def go(pairs: np.ndarray, teacher: Digests, folder: Path, ticks: list[int] | Non
 def test_every_pair_is_scored_once_and_gathered_in_order(tmp_path):
     pairs, teacher, ticks = every_pair(), Digests(), []
     assert go(pairs, teacher, tmp_path, ticks) == 2400
-    assert [len(call) for call in teacher.calls] == ticks == [512, 512, 512, 512, 352]
+    assert [len(call) for call in teacher.calls] == ticks == [1024, 1024, 352]
     keys = stage.keys(queries, passages, pairs)
     found = stage.gather(keys, VectorCache(tmp_path))
     assert found.dtype == np.float32
@@ -87,10 +87,10 @@ def test_a_killed_run_loses_one_chunk_and_resumed_writes_the_same_bytes(tmp_path
     pairs = every_pair()
     go(pairs, Digests(), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        go(pairs, Digests(dies_at=3), tmp_path / "killed")
+        go(pairs, Digests(dies_at=1), tmp_path / "killed")
     resumed = Digests()
-    assert go(pairs, resumed, tmp_path / "killed") == 2400 - 3 * 512
-    assert [len(call) for call in resumed.calls] == [512, 352]
+    assert go(pairs, resumed, tmp_path / "killed") == 2400 - 1024
+    assert [len(call) for call in resumed.calls] == [1024, 352]
     assert tree_digest(tmp_path / "killed") == tree_digest(tmp_path / "whole")
 
 
@@ -114,7 +114,7 @@ def test_scores_that_are_gone_are_one_line(tmp_path):
 
 
 def test_a_large_run_has_few_shards():
-    """A shard is an open file: 300 000 pairs make 256 chunks, not 586."""
+    """300 000 pairs make 256 chunks, not 293."""
     keys = np.arange(300_000).astype("S16")
     sizes = [len(rows) for rows in stage.chunks(keys)]
     assert sum(sizes) == 300_000

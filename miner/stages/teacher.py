@@ -17,8 +17,8 @@ from miner.errors import UserError
 from miner.teachers import Teacher
 from miner.vector_cache import KEY, VectorCache
 
-# Few pairs at a time on a slow machine; but a shard is an open file, so the chunks of a large run grow instead.
-CHUNK_PAIRS = 512
+# Minutes of work on a slow machine, a second on a fast one; a shard is a file, so the chunks of a large call grow.
+CHUNK_PAIRS = 1024
 MOST_CHUNKS = 256
 # Pairs whose texts are in memory while keys are computed.
 BLOCK = 4096
@@ -64,7 +64,8 @@ def run(
             cache.append(keys[lacking], np.asarray(scores, np.float32).reshape(len(lacking), 1))
             scored += len(lacking)
         tick(len(rows))
-    cache.refresh()
+    if scored:
+        cache.refresh()
     return scored
 
 
