@@ -53,8 +53,14 @@ def best(world) -> np.ndarray:
 def build(world, folder: Path, kind: str, k: int = K, seed: int = 13, **settings) -> tuple[dict, dense.DenseSearcher]:
     folder.mkdir(parents=True, exist_ok=True)
     index = Index(kind=kind, **settings)
-    report = dense.prepare(*world, folder, k, index, seed)
-    return report, dense.open_index(*world, folder, index)
+    choice = dense.choose(*world[0].shape, len(world[1]), index)
+    report = dense.make(world[0], choice, folder, seed)
+    searcher = dense.open(*world, folder, choice, index)
+    return report | dense.tune(searcher, folder, k, index, seed), searcher
+
+
+def opened(world, folder: Path) -> dense.DenseSearcher:
+    return dense.open(*world, folder, dense.chosen(folder), Index())
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +71,7 @@ def built(world, tmp_path_factory) -> dict[str, tuple[dict, Path]]:
 
 
 def reopen(world, built, kind: str) -> dense.DenseSearcher:
-    return dense.open_index(*world, built[kind][1], Index(kind=kind))
+    return opened(world, built[kind][1])
 
 
 # ---------------------------------------------------------------- flat
@@ -152,8 +158,7 @@ def test_the_same_input_and_seed_give_the_same_files(world, built, kind, tmp_pat
 @pytest.mark.parametrize("kind", APPROXIMATE)
 def test_a_reopened_index_finds_what_the_tuned_one_found(world, built, kind, tmp_path):
     folder, settings = built[kind][1], Index(kind=kind)
-    choice = dense.Choice(**json.loads((folder / dense.CHOICE).read_text()))
-    searcher = dense.open(*world, folder, choice, settings)
+    searcher = dense.open(*world, folder, dense.chosen(folder), settings)
     dense.tune(searcher, tmp_path, K, settings, 13)
     for first, second in zip(
         searcher.search(np.arange(120), K), reopen(world, built, kind).search(np.arange(120), K), strict=True
@@ -328,22 +333,22 @@ def test_a_broken_index_is_one_line(world, built, tmp_path):
             (folder / path.name).write_bytes(path.read_bytes())
         (folder / dense.FILE).write_bytes((folder / dense.FILE).read_bytes()[:500])
         with pytest.raises(UserError, match=r"^.*dense\.faiss: cannot read \(.*\); run the job, which makes it anew$"):
-            dense.open_index(*world, folder, Index())
+            opened(world, folder)
         (folder / dense.FILE).unlink()
         with pytest.raises(UserError, match=r"dense\.faiss: cannot read"):
-            dense.open_index(*world, folder, Index())
+            opened(world, folder)
 
 
 def test_an_index_of_other_vectors_is_refused(world, built):
     with pytest.raises(UserError, match="holds 10500 vectors, the corpus 9000"):
-        dense.open_index(world[0][:9_000], world[1], built["ivf-flat"][1], Index())
+        opened((world[0][:9_000], world[1]), built["ivf-flat"][1])
 
 
 def test_queries_of_another_model_are_refused(world, built):
     with pytest.raises(UserError, match="passage vectors have 24 dimensions, query vectors 7"):
-        dense.open_index(world[0], world[1][:, :7], built["ivf-flat"][1], Index())
+        opened((world[0], world[1][:, :7]), built["ivf-flat"][1])
 
 
 def test_no_choice_file_is_one_line(world, tmp_path):
     with pytest.raises(UserError, match=r"choice\.json: cannot read"):
-        dense.open_index(*world, tmp_path, Index())
+        opened(world, tmp_path)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -139,12 +141,8 @@ def make(vectors: Array, choice: Choice, folder: Path, seed: int) -> dict[str, A
 def _hnsw(vectors: Array, choice: Choice) -> Any:
     index = faiss.IndexHNSWFlat(int(vectors.shape[1]), choice.links, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction = BUILD_EFFORT
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)  # threads link nodes in the order in which they come, another at each run
-    try:
+    with _one_thread():  # threads link nodes in the order in which they come, another at each run
         _add(index, vectors, 0)
-    finally:
-        faiss.omp_set_num_threads(threads)
     return index
 
 
@@ -160,9 +158,22 @@ def _ivf(vectors: Array, choice: Choice, seed: int) -> Any:
     index.cp.seed = seed
     size = min(len(vectors), max(TRAIN_PER_LIST * choice.lists, LEAST[choice.kind]))
     sample = np.sort(np.random.default_rng(seed).choice(len(vectors), size, replace=False))
-    index.train(_padded(vectors[sample], width))
+    train = _padded(vectors[sample], width)
+    index.train_q1(len(train), faiss.swig_ptr(train), False, faiss.METRIC_INNER_PRODUCT)
+    with _one_thread():  # a hundred tiny clusterings: on a busy machine, threads wait for each other at each step
+        index.train(train)
     _add(index, vectors, width)
     return index
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
 
 
 def _add(index: Any, vectors: Array, width: int) -> None:
@@ -360,22 +371,9 @@ def _warning(kind: str, recall: float, k: int, settings: Index) -> str:
     )
 
 
-# ---------------------------------------------------------------- all of it
-
-
-def prepare(vectors: Array, query_vectors: Array, folder: Path, k: int, settings: Index, seed: int) -> dict[str, Any]:
-    """Choose, build, measure: what make and tune say. The index in `folder` is for open_index.
-
-    vectors: float32[n, d]; query_vectors: float32[q, d]; k: the depth at which the recall is measured.
-    """
-    choice = choose(len(vectors), int(vectors.shape[1]), len(query_vectors), settings)
-    built = make(vectors, choice, folder, seed)
-    return built | tune(open(vectors, query_vectors, folder, choice, settings), folder, k, settings, seed)
-
-
-def open_index(vectors: Array, query_vectors: Array, folder: Path, settings: Index) -> DenseSearcher:
-    """What prepare left in `folder`, over the vectors it was made from; see open."""
-    return open(vectors, query_vectors, folder, Choice(**_json(folder / CHOICE)), settings)
+def chosen(folder: Path) -> Choice:
+    """What make built in `folder`, for open."""
+    return Choice(**_json(folder / CHOICE))
 
 
 def _json(path: Path) -> dict[str, Any]:

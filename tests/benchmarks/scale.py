@@ -1,0 +1,149 @@
+"""Build and search time, recall and memory of the dense index on simulated vectors.
+
+    python tests/benchmarks/scale.py --rows 10000 100000 --kinds auto hnsw ivf-flat ivf-pq --queries 100000
+
+Each line of the table is measured in a process of its own, with vectors that a seeded generator wrote to a temporary
+file: normalised float32, 384 dimensions, around one centre per 50 passages; queries are drawn around the same centres.
+Real embeddings are less well clustered than some and better than others: the times carry over, the recall does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+K, DIMENSION, SEED, BLOCK, NOISE = 100, 384, 13, 1024, 1.0
+COLUMNS = ("passages", "queries", "asked", "taken", "width", "build s", "search s", "recall@100", "index MB", "peak MB")
+
+
+def write_vectors(path: Path, rows: int, centres: np.ndarray, seed: int) -> None:
+    """float32[rows, 384] at path (.npy), 64 Ki rows at a time: a centre plus noise of NOISE times its length."""
+    out = np.lib.format.open_memmap(path, "w+", np.float32, (rows, DIMENSION))
+    rng = np.random.default_rng(seed)
+    for start in range(0, rows, 1 << 16):
+        block = out[start : start + (1 << 16)]
+        noise = rng.standard_normal(block.shape, np.float32) * np.float32(NOISE / DIMENSION**0.5)
+        noise += centres[rng.integers(0, len(centres), len(block))]
+        block[:] = noise / np.linalg.norm(noise, axis=1, keepdims=True)
+    out.flush()
+
+
+def world(folder: Path, rows: int, queries: int) -> None:
+    centres = np.random.default_rng(SEED).standard_normal((max(1, rows // 50), DIMENSION), np.float32)
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    write_vectors(folder / "passages.npy", rows, centres, SEED + 1)
+    write_vectors(folder / "queries.npy", queries, centres, SEED + 2)
+
+
+def measure(folder: Path, kind: str) -> dict[str, object]:
+    """One line of the table; for a process of its own, whose peak memory it says."""
+    from miner.config.mining import Index
+    from miner.searchers import dense
+
+    passages, queries = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("passages", "queries"))
+    settings = Index(kind=kind)
+    with tempfile.TemporaryDirectory(dir=folder) as index:
+        start = time.perf_counter()
+        choice = dense.choose(len(passages), DIMENSION, len(queries), settings)
+        report = dense.make(passages, choice, Path(index), SEED)
+        tuned = dense.open(passages, queries, Path(index), choice, settings)
+        report |= dense.tune(tuned, Path(index), K, settings, SEED)
+        built = time.perf_counter()
+        searcher = dense.open(passages, queries, Path(index), choice, settings)
+        for low in range(0, len(queries), BLOCK):
+            searcher.search(np.arange(low, min(low + BLOCK, len(queries))), K)
+        done = time.perf_counter()
+    return {
+        "passages": f"{len(passages):,}",
+        "queries": f"{len(queries):,}",
+        "asked": kind,
+        "taken": report["kind"],
+        "width": " ".join(f"{knob} {report[knob]}" for knob in ("nprobe", "efSearch") if knob in report),
+        "build s": f"{built - start:.1f}",
+        "search s": f"{done - built:.1f}",
+        "recall@100": f"{report['recall']:.3f}",
+        "index MB": f"{report['bytes'] / 1e6:,.0f}",
+        "peak MB": f"{peak() / 1e6:,.0f}",
+        "reason": report["reason"],
+    }
+
+
+def peak() -> float:
+    """Bytes: the most that this process held resident, pages of mapped files among them."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
+
+
+def table(lines: list[dict[str, str]]) -> str:
+    head = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    return "\n".join(head + ["| " + " | ".join(line[column] for column in COLUMNS) + " |" for line in lines])
+
+
+def chart(lines: list[dict[str, str]]) -> str:
+    """Search seconds as bars in text, on a logarithmic scale from 1 s: ten characters each power of ten."""
+    rows = []
+    for line in lines:
+        length = max(1, round(10 * np.log10(max(1.0, float(line["search s"])))))
+        rows.append(f"{line['passages']:>10} {line['asked']:<9}{'#' * length} {line['search s']} s")
+    return "\n".join(rows)
+
+
+def machine() -> str:
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [s.partition(":")[2].strip() for s in info.read_text().splitlines() if s.startswith("model name")]
+        model = names[0] if names else model
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    load = os.getloadavg()[0]
+    import faiss
+
+    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GB; faiss {faiss.__version__}; load at the start {load:.1f}"
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--queries", type=int, default=100_000)
+    parser.add_argument("--kinds", nargs="+", default=["auto", "hnsw", "ivf-flat", "ivf-pq"])
+    parser.add_argument("--measure", nargs=2, metavar=("FOLDER", "KIND"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        say(json.dumps(measure(Path(args.measure[0]), args.measure[1])))
+        return
+    say(machine())
+    lines = []
+    for rows in args.rows:
+        with tempfile.TemporaryDirectory() as name:
+            world(Path(name), rows, args.queries)
+            for kind in args.kinds:
+                lines.append(alone(name, kind))
+                say(json.dumps(lines[-1]))
+    say(f"\n{table(lines)}\n\n{chart(lines)}")
+
+
+def alone(folder: str, kind: str) -> dict[str, str]:
+    command = [sys.executable, __file__, "--measure", folder, kind]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    line: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return line
+
+
+if __name__ == "__main__":
+    main()
