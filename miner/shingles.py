@@ -6,7 +6,8 @@ import hashlib
 import re
 import string
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from functools import lru_cache
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,9 +17,9 @@ from miner.records import fold
 
 Array = np.ndarray[Any, Any]
 WIDTH = 3
-BATCH = 1 << 13  # texts whose shingles are made at once
+ROW_BITS, HASH_BITS = np.uint64(13), np.uint64(51)
+BATCH = 1 << 13  # texts whose shingles are made at once, and pairs that are compared at once: ROW_BITS number them
 ELEMENTS = 1 << 21  # shingles that are sorted at once
-VOCABULARY = 1 << 20  # words whose hashes are remembered
 EDGES = string.punctuation + "“”‘’‚„«»‹›…–—·¿¡、。，．！？：；（）「」『』【】《》〈〉"
 # Scripts written without spaces: Thai to Burmese, Khmer, kana, bopomofo, ideographs and their extensions.
 UNSPACED = (
@@ -45,10 +46,12 @@ def words(text: str) -> list[str]:
     A run of a script written without spaces gives its overlapping character triples, so that three words of it in a
     row, one shingle, span five characters.
     """
+    return [word for word in (piece.strip(EDGES) for piece in _pieces(text)) if word]
+
+
+def _pieces(text: str) -> list[str]:
     folded = fold(text)
-    if not folded.isascii():
-        folded = _RUN.sub(_triples, folded)
-    return [word for word in (piece.strip(EDGES) for piece in folded.split()) if word]
+    return (folded if folded.isascii() else _RUN.sub(_triples, folded)).split()
 
 
 def _triples(run: re.Match[str]) -> str:
@@ -59,46 +62,50 @@ def _triples(run: re.Match[str]) -> str:
 def shingle_hashes(texts: Iterable[str]) -> Ragged:
     """The hashed word 3-shingles of each text. Never empty: a text of fewer than 3 words is one shingle as a whole.
 
-    A hash depends on the words alone, not on the process; two shingles meet by chance once in 2^64 pairs.
+    A hash depends on the words alone, not on the process, and has 51 bits: 1 in 2^51 pairs of shingles meets by chance.
     """
     source = iter(texts)
-    memory: dict[str, int] = {}
     values, sizes = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
     while batch := list(islice(source, BATCH)):
-        found = _batch(batch, memory)
+        found = _batch(batch)
         values.append(found.values)
         sizes.append(found.sizes)
     return Ragged(np.concatenate(values), np.r_[0, np.cumsum(np.concatenate(sizes))])
 
 
-def _batch(texts: list[str], memory: dict[str, int]) -> Ragged:
-    split = [_padded(text) for text in texts]
-    flat: list[int] = []
-    for found in split:
-        flat += [memory.get(word) or _remember(word, memory) for word in found]
-    hashes = np.array(flat, np.uint64)
+def _batch(texts: list[str]) -> Ragged:
+    split = [_hashes(text) for text in texts]
+    flat = np.fromiter(chain.from_iterable(split), np.uint64)
     counts = np.array([len(row) for row in split], np.int64) - (WIDTH - 1)
     at = ranges(np.r_[0, np.cumsum(counts + WIDTH - 1)[:-1]], counts)
-    shingle = mix(hashes[at] + mix(hashes[at + 1] + mix(hashes[at + 2])))
-    row = np.repeat(np.arange(len(texts)), counts)
-    order = np.lexsort((shingle, row))
-    shingle, row = shingle[order], row[order]
-    first = np.r_[True, (shingle[1:] != shingle[:-1]) | (row[1:] != row[:-1])]
-    return Ragged(shingle[first], np.r_[0, np.cumsum(np.bincount(row[first], minlength=len(texts)))])
+    key = _keyed(np.repeat(np.arange(len(texts)), counts), mix(flat[at] + mix(flat[at + 1] + mix(flat[at + 2]))))
+    key = key[np.r_[True, key[1:] != key[:-1]]]
+    sizes = np.bincount((key >> HASH_BITS).astype(np.int64), minlength=len(texts))
+    return Ragged(key & (~np.uint64(0) >> ROW_BITS), np.r_[0, np.cumsum(sizes)])
 
 
-def _padded(text: str) -> list[str]:
-    """At least three words. No word is empty or has a space, so a text made whole meets no true shingle."""
-    found = words(text)
-    return found if len(found) >= WIDTH else [" ".join(found) or f" {fold(text)}", "", ""]
+def _keyed(row: Array, values: Array) -> Array:
+    """uint64[n], ascending: the row in the upper bits, the upper bits of the value below; one plain sort for both."""
+    return np.sort((row.astype(np.uint64) << HASH_BITS) | (values >> ROW_BITS))
 
 
-def _remember(word: str, memory: dict[str, int]) -> int:
-    if len(memory) >= VOCABULARY:
-        memory.clear()
-    value = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little") or 1
-    memory[word] = value
-    return value
+def _hashes(text: str) -> list[int]:
+    """At least three. No word is empty or has a space, so a text made whole meets no true shingle."""
+    found = [value for value in map(_hash, _pieces(text)) if value]
+    if len(found) < WIDTH:
+        found = [_hash64(" ".join(words(text)) or f" {fold(text)}"), 0, 0]
+    return found
+
+
+@lru_cache(maxsize=1 << 18)
+def _hash(piece: str) -> int:
+    """Of the word in a piece of text; 0 where it is punctuation alone."""
+    word = piece.strip(EDGES)
+    return _hash64(word) if word else 0
+
+
+def _hash64(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") or 1
 
 
 def ranges(starts: Array, counts: Array) -> Array:
@@ -111,7 +118,7 @@ def pair_jaccard(a: Ragged, a_rows: Array, b: Ragged, b_rows: Array) -> Array:
     """float64[n]: the Jaccard similarity of row a_rows[i] of `a` and row b_rows[i] of `b`, exact."""
     total = a.sizes[a_rows] + b.sizes[b_rows]
     shared = np.zeros(len(total), np.int64)
-    for some in spans(total, ELEMENTS):
+    for some in spans(np.maximum(total, -(-ELEMENTS // BATCH)), ELEMENTS):
         shared[some] = _shared(a, a_rows[some], b, b_rows[some])
     return np.asarray(shared / np.maximum(total - shared, 1))
 
@@ -132,7 +139,6 @@ def _shared(a: Ragged, a_rows: Array, b: Ragged, b_rows: Array) -> Array:
     sides = ((a, a_rows), (b, b_rows))
     values = np.concatenate([sets.values[ranges(sets.offsets[rows], sets.sizes[rows])] for sets, rows in sides])
     pair = np.concatenate([np.repeat(np.arange(len(rows)), sets.sizes[rows]) for sets, rows in sides])
-    order = np.lexsort((values, pair))
-    values, pair = values[order], pair[order]
-    twice = (values[1:] == values[:-1]) & (pair[1:] == pair[:-1])
-    return np.bincount(pair[1:][twice], minlength=len(a_rows))
+    key = _keyed(pair, values << ROW_BITS)
+    twice = key[1:][key[1:] == key[:-1]] >> HASH_BITS
+    return np.bincount(twice.astype(np.int64), minlength=len(a_rows))

@@ -128,6 +128,12 @@ def test_rows_of_a_file_name_what_they_have(tmp_path):
     }
 
 
+def test_half_a_surrogate_pair_in_a_set_is_no_crash(tmp_path):
+    (tmp_path / "eval.jsonl").write_text('{"text": "half \\ud83d of a pair is here"}\n')
+    found = firewall.read([Firewall(path=str(tmp_path / "eval.jsonl"))])
+    assert refused(found, "passage", {"a": "half \ufffd of a pair is here"}) == {}
+
+
 def test_a_text_file_holds_ids_of_either_kind(tmp_path):
     (tmp_path / "ids.txt").write_text("a\n\n b c \r\n")
     assert read(tmp_path / "ids.txt") == {kind: {"a": "", "b c": ""} for kind in ("passage", "query")}
