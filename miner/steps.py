@@ -121,7 +121,13 @@ def run_vectors(run: Context, work: Path) -> Done:
         counts["dimension"] = cache.dimension or encoder.dimension
         _gather(work / f"{name}.npy", cache, wanted, counts["dimension"])
         counts[name] = {"rows": table.num_rows, "encoded": encoded}
-    return Done(counts | encoders.report(encoder))
+
+    def sample(count: int) -> list[str]:
+        table = run.table("corpus", "passages")
+        rows = np.linspace(0, table.num_rows - 1, min(count, table.num_rows), dtype=np.int64)
+        return list(texts(table, rows.tolist()))
+
+    return Done(counts | encoders.report(run.job.encoder, encoder, sample))
 
 
 def _copy_vectors(run: Context, work: Path, stored: Precomputed) -> Done:

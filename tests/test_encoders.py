@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from miner import config, encoders
-from miner.encoders import families, files, onnx
+from miner.encoders import families, files, int8, onnx, shape
 from miner.errors import UserError
 
 TASK = "Given a web search query, retrieve relevant passages that answer the query"
@@ -301,6 +302,97 @@ def test_poolings_by_arithmetic(how, expected):
 
 def test_a_model_that_pools_itself_is_only_normalised():
     assert onnx.pool(np.array([[3, 4]], np.float32), MASK[:1], "cls") == pytest.approx(np.array([[3 / 5, 4 / 5]]))
+
+
+def test_the_last_token_is_found_on_either_side_of_the_padding():
+    expected = [[5 / 13, 12 / 13], [0, 1]]
+    right = np.array([[[1, 0], [5, 12], [9, 9]], [[0, 2], [8, 8], [9, 9]]], np.float32)
+    left = np.array([[[9, 9], [1, 0], [5, 12]], [[9, 9], [8, 8], [0, 2]]], np.float32)
+    for hidden, mask in ((right, [[1, 1, 0], [1, 0, 0]]), (left, [[0, 1, 1], [0, 0, 1]])):
+        assert onnx.pool(hidden, np.array(mask), "last") == pytest.approx(np.array(expected), abs=1e-6)
+
+
+def test_a_cut_to_fewer_dimensions_by_arithmetic():
+    """[3, 4, 12] / 13: cut to [3, 4] is [.6, .8]; without the mean 19/3 first, [-10, -7] / sqrt(149)."""
+    whole = np.array([[3, 4, 12]], np.float32) / 13
+    assert shape.narrow(whole, None, "") is whole
+    found = shape.narrow(whole, 2, "cut")
+    assert found == pytest.approx(np.array([[0.6, 0.8]]), abs=1e-6)
+    assert found.dtype == np.float32
+    assert shape.narrow(whole, 2, "layer_norm") == pytest.approx(np.array([[-10, -7]]) / 149**0.5, abs=1e-6)
+    with pytest.raises(UserError, match=r"encoder\.dimensions 4: the model's vectors have only 3"):
+        shape.narrow(whole, 4, "cut")
+
+
+@pytest.mark.parametrize(("name", "how"), [("nomic-embed-text-v1.5", "layer_norm"), ("embeddinggemma-300m", "cut")])
+def test_a_model_trained_for_it_gives_fewer_dimensions(tmp_path, name, how):
+    folder = str(model(tmp_path / name))
+    whole = encoders.load(config.Encoder(model=folder)).encode(TEXTS, "query")
+    cut = encoders.load(config.Encoder(model=folder, dimensions=100))
+    assert cut.dimension == 100
+    assert cut.encode(TEXTS, "query") == pytest.approx(shape.narrow(whole, 100, how), abs=1e-6)
+    prints = [encoders.fingerprint(config.Encoder(model=folder, dimensions=d)) for d in (None, 100, 200)]
+    assert len({json.dumps(p) for p in prints}) == 3
+    assert "dimensions" not in prints[0]
+    with pytest.raises(UserError, match="have only 384"):
+        encoders.load(config.Encoder(model=folder, dimensions=385))
+
+
+def test_a_suffix_stays_whatever_the_length(tmp_path, naive):
+    """Queries alone get the suffix; a text too long for it loses its own end."""
+    settings = config.Encoder(**toy.MINILM, query_suffix=" so answer")
+    found = encoders.load(settings)
+    assert found.encode(["cats eat"], "query")[0] == pytest.approx(naive("cats eat so answer"), abs=1e-5)
+    assert found.encode(["cats eat"], "passage")[0] == pytest.approx(naive("cats eat"), abs=1e-5)
+    long = found.encode(["cat " * n for n in (60, 61, 500)], "query")
+    assert np.array_equal(long[0], long[1])
+    assert np.array_equal(long[0], long[2])
+    assert long[0] == pytest.approx(naive("cat " * 60 + "so answer"), abs=1e-5)
+    assert encoders.fingerprint(settings)["query_suffix"] == " so answer"
+
+
+@pytest.mark.parametrize(
+    ("backend", "told"),
+    [("torch", "encoder.precision int8 is for the onnx backend"), ("onnx", "needs the package onnx; pip install")],
+)
+def test_int8_names_what_it_lacks(monkeypatch, tmp_path, backend, told):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.setattr(files, "torch_is_there", lambda: True)
+    folder = model(tmp_path / "all-MiniLM")
+    with pytest.raises(UserError, match=told):
+        encoders.load(config.Encoder(model=str(folder), backend=backend, precision="int8"))
+    assert not list(tmp_path.rglob("*.part"))
+
+
+class Table:
+    """An encoder that knows the vectors of its texts."""
+
+    dimension = 2
+
+    def __init__(self, angles: list[float]) -> None:
+        self.vectors = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+
+    def encode(self, texts, kind):
+        return self.vectors[[int(text) for text in texts]]
+
+
+def test_the_effect_of_int8_by_hand():
+    """Twelve texts on an arc; text 0 turns by 60 degrees. Each has 11 others, of which 10 are compared."""
+    angles = [i / 100 for i in range(12)]
+    moved = [np.pi / 3, *angles[1:]]
+    texts = [str(i) for i in range(12)]
+    same = int8.effect(Table(angles), Table(angles), texts)
+    assert same == {"texts": 12, "cosine": 1.0, "cosine_min": 1.0, "top10_overlap": 1.0}
+    found = int8.effect(Table(angles), Table(moved), texts)
+    # 0 leaves out its farthest, 11, and then 1. 1-5 left out 11, 6 and later left out 0; all leave out 0 now.
+    assert found == {
+        "texts": 12,
+        "cosine": round((11 + 0.5) / 12, 4),
+        "cosine_min": 0.5,
+        "top10_overlap": round((12 - 0.1 - 5 * 0.1) / 12, 4),
+    }
+    assert int8.effect(Table(angles), Table(angles), ["1"]) == {"texts": 1}
 
 
 @given(st.lists(st.integers(1, 50), max_size=60).map(sorted), st.integers(1, 200))

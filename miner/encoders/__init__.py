@@ -6,6 +6,7 @@ A backend `precomputed` encodes nothing: `stored` gives its files, and `load` re
 from __future__ import annotations
 
 import importlib
+import logging
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 Kind = Literal["query", "passage"]
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
+log = logging.getLogger("miner")
 BACKENDS = {"onnx": "miner.encoders.onnx", "torch": "miner.encoders.torch"}
 
 
@@ -92,6 +94,19 @@ def space(identity: dict[str, Any], kind: Kind) -> dict[str, Any]:
     return others | {k.removeprefix(f"{kind}_"): v for k, v in identity.items() if k.startswith(f"{kind}_")}
 
 
-def report(encoder: Encoder) -> dict[str, Any]:
-    """What a step's counts say of the encoder: requests, attempts and tokens of this run, where they are paid for."""
-    return {"usage": dict(sorted(encoder.usage.items()))} if isinstance(encoder, Paid) else {}
+def report(settings: config.Encoder, encoder: Encoder, sample: Callable[[int], list[str]]) -> dict[str, Any]:
+    """What a step's counts say of the encoder besides its vectors.
+
+    usage: requests, attempts and tokens of this run, where they are paid for. int8: see `int8.effect`.
+    sample: at most so many passages, spread over all.
+    """
+    if isinstance(encoder, Paid):
+        return {"usage": dict(sorted(encoder.usage.items()))}
+    if settings.precision != "int8":
+        return {}
+    from miner.encoders import int8
+
+    fp32 = load(settings.model_copy(update={"precision": "fp32"}))
+    effect = int8.effect(fp32, encoder, sample(int8.SAMPLE))
+    log.info("encoder.precision int8 beside fp32: %s", ", ".join(f"{k} {v}" for k, v in effect.items()))
+    return {"int8": effect}

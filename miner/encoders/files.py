@@ -47,6 +47,7 @@ class Files:
     query_suffix: str = ""
     dimensions: int | None = None
     matryoshka: str = ""
+    precision: str = "fp32"
 
 
 def find(settings: config.Encoder) -> Files:
@@ -71,7 +72,7 @@ def find(settings: config.Encoder) -> Files:
         folder=folder,
         onnx=onnx,
         tokenizer=tokenizer,
-        weights=_onnx_files(onnx) if onnx and backend == "onnx" else _torch_weights(settings, folder),
+        weights=onnx_files(onnx) if onnx and backend == "onnx" else _torch_weights(settings, folder),
         pooling=pooling,
         query_prefix=around.query_prefix,
         passage_prefix=around.passage_prefix,
@@ -79,6 +80,7 @@ def find(settings: config.Encoder) -> Files:
         query_suffix=around.query_suffix,
         dimensions=settings.dimensions,
         matryoshka=families.matryoshka(settings),
+        precision=settings.precision,
     )
 
 
@@ -95,6 +97,7 @@ def fingerprint(files: Files) -> dict[str, Any]:
         # Only where set: what was encoded before there were these keys keeps its place in the cache.
         **({"query_suffix": files.query_suffix} if files.query_suffix else {}),
         **({"dimensions": files.dimensions} if files.dimensions else {}),
+        **({"precision": files.precision} if files.precision != "fp32" else {}),
     }
 
 
@@ -118,7 +121,9 @@ def _backend(settings: config.Encoder, onnx: Path | None, folder: Path | None) -
     backend = settings.backend
     further = [] if settings.onnx_file else _further_modules(folder)
     if backend == "auto":
-        backend = "onnx" if onnx and not further else "torch"
+        backend = "onnx" if (onnx or settings.precision == "int8") and not further else "torch"
+    if backend == "torch" and settings.precision == "int8":
+        raise UserError(f"encoder.precision int8 is for the onnx backend, and {settings.model} runs through torch")
     if backend == "torch" and (settings.onnx_file or settings.tokenizer_file):
         key = "onnx_file" if settings.onnx_file else "tokenizer_file"
         raise UserError(f"encoder.{key} is for the onnx backend, and this model runs through torch; take it out")
@@ -136,7 +141,7 @@ def _backend(settings: config.Encoder, onnx: Path | None, folder: Path | None) -
     return backend
 
 
-def _onnx_files(onnx: Path) -> tuple[Path, ...]:
+def onnx_files(onnx: Path) -> tuple[Path, ...]:
     """The file and the weights that a model above 2 GB keeps beside it (model.onnx_data, model.onnx.data)."""
     return (onnx, *sorted(onnx.parent.glob(onnx.name + "?data")))
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from miner import config
-from miner.encoders import Kind, Vectors
+from miner.encoders import Kind, Vectors, shape
 from miner.encoders.files import Files
 from miner.errors import UserError
 
@@ -28,6 +28,10 @@ def load(settings: config.Encoder, files: Files) -> OnnxEncoder:
         from miner.encoders.torch import export_onnx
 
         onnx = export_onnx(settings, files)
+    if files.precision == "int8":
+        from miner.encoders.int8 import quantised
+
+        onnx = quantised(onnx)
     return OnnxEncoder(onnx, files.tokenizer, files, settings)
 
 
@@ -40,13 +44,19 @@ class OnnxEncoder:
         if unknown := self._inputs - KNOWN_INPUTS:
             raise UserError(f"{onnx}: unknown model inputs {', '.join(sorted(unknown))}; not a text encoder's file")
         self._prefixes = {"query": files.query_prefix, "passage": files.passage_prefix}
+        self._suffixes = {"query": files.query_suffix, "passage": ""}
+        self._whole = _tokenizer(tokenizer, None) if files.query_suffix else None
+        self._longest = files.max_length
         self._pooling = files.pooling
+        self._narrow = (files.dimensions, files.matryoshka)
         self._budget = settings.batch_tokens
         self.dimension = int(self.encode(["x"], "passage").shape[1])
 
     def encode(self, texts: list[str], kind: Kind) -> Vectors:
         """float32[n, d], L2-normalised, in the order of `texts`. Raises UserError for a text of no tokens."""
-        tokens = [e.ids for e in self._tokenizer.encode_batch([self._prefixes[kind] + t for t in texts])]
+        prefixed = [self._prefixes[kind] + text for text in texts]
+        prefixed = shape.suffixed(prefixed, self._suffixes[kind], self._spans, self._longest)
+        tokens = [e.ids for e in self._tokenizer.encode_batch(prefixed)]
         if [] in tokens:
             text = ascii(texts[tokens.index([])][:60])
             raise UserError(f"{self._files}: a {kind} has no tokens: {text}; take it out of the data")
@@ -59,6 +69,10 @@ class OnnxEncoder:
                 out = np.empty((len(texts), vectors.shape[1]), np.float32)
             out[chosen] = vectors
         return out if out is not None else np.empty((0, self.dimension), np.float32)
+
+    def _spans(self, texts: list[str]) -> list[list[tuple[int, int]]]:
+        assert self._whole is not None, "asked for only where there is a suffix"
+        return [e.offsets for e in self._whole.encode_batch(texts)]
 
     def _run(self, tokens: list[list[int]]) -> Vectors:
         longest = max(map(len, tokens))
@@ -78,7 +92,7 @@ class OnnxEncoder:
         except Exception as error:  # noqa: BLE001 - onnxruntime raises its own unrelated classes
             reason = str(error).split("Status Message: ")[-1].splitlines() or ["unknown reason"]
             raise UserError(f"{self._files}: cannot run ({reason[0][:160]}); do they belong together?") from None
-        return pool(hidden, mask, self._pooling)
+        return shape.narrow(pool(hidden, mask, self._pooling), *self._narrow)
 
 
 def _session(onnx: Path, threads: int) -> Any:
@@ -96,7 +110,7 @@ def _session(onnx: Path, threads: int) -> Any:
         raise UserError(f"{onnx}: ONNX Runtime cannot load this file ({reason[:160]})") from None
 
 
-def _tokenizer(path: Path, max_length: int) -> Any:
+def _tokenizer(path: Path, max_length: int | None) -> Any:
     from tokenizers import Tokenizer
 
     try:
@@ -104,7 +118,10 @@ def _tokenizer(path: Path, max_length: int) -> Any:
     except Exception as error:  # noqa: BLE001 - the tokenizers library raises a bare Exception
         raise UserError(f"{path}: not a tokenizer.json ({error})") from None
     tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length)
+    if max_length is None:
+        tokenizer.no_truncation()
+    else:
+        tokenizer.enable_truncation(max_length)
     return tokenizer
 
 
@@ -125,7 +142,8 @@ def pool(hidden: np.ndarray[Any, Any], mask: np.ndarray[Any, Any], how: str) -> 
     elif how == "cls":
         pooled = hidden[:, 0]
     elif how == "last":
-        pooled = hidden[np.arange(len(hidden)), mask.sum(1) - 1]
+        # The last token of the text, on whichever side it is padded.
+        pooled = hidden[np.arange(len(hidden)), mask.shape[1] - 1 - np.argmax(mask[:, ::-1] != 0, axis=1)]
     else:
         pooled = (hidden * mask[:, :, None]).sum(1) / np.maximum(mask.sum(1), 1)[:, None]
     pooled = pooled.astype(np.float32, copy=False)

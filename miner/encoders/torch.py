@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from miner import config
-from miner.encoders import Kind, Vectors
+from miner.encoders import Kind, Vectors, shape
 from miner.encoders.files import Files
 from miner.errors import UserError
 from miner.store import digest, file_digest, promote
@@ -33,18 +33,26 @@ class TorchEncoder:
     def __init__(self, settings: config.Encoder, files: Files) -> None:
         self._model = _model(settings, files)
         self._prefixes = {"query": files.query_prefix, "passage": files.passage_prefix}
+        self._suffixes = {"query": files.query_suffix, "passage": ""}
+        self._longest = files.max_length
+        self._narrow = (files.dimensions, files.matryoshka)
         with _explained(settings, "torch cannot run it"):
             self.dimension = int(self.encode(["x", "two lengths, so one is padded"], "passage").shape[1])
 
     def encode(self, texts: list[str], kind: Kind) -> Vectors:
         """float32[n, d], L2-normalised, in the order of `texts`."""
         prefixed = [self._prefixes[kind] + text for text in texts]
+        prefixed = shape.suffixed(prefixed, self._suffixes[kind], self._spans, self._longest)
         if not prefixed:
             return np.empty((0, self.dimension), np.float32)
         vectors = self._model.encode(
             prefixed, batch_size=BATCH, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
         )
-        return np.asarray(vectors, np.float32)
+        return shape.narrow(np.asarray(vectors, np.float32), *self._narrow)
+
+    def _spans(self, texts: list[str]) -> list[list[tuple[int, int]]]:
+        tokens = self._model.tokenizer(texts, return_offsets_mapping=True, truncation=False, verbose=False)
+        return [list(map(tuple, row)) for row in tokens["offset_mapping"]]
 
 
 def _model(settings: config.Encoder, files: Files) -> Any:
