@@ -19,7 +19,7 @@ from miner.errors import UserError
 from miner.store import digest, file_digest, promote
 
 RECIPE = "dynamic, per channel, QInt8, 1"
-QUANTISED = {"MatMulInteger", "DynamicQuantizeLinear", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul"}
+WEIGHTS_OF_8_BITS = {2, 3}  # uint8 and int8 in https://github.com/onnx/onnx/blob/main/onnx/onnx.proto, DataType
 LARGE = 1_500_000_000  # above 2 GB a protobuf keeps its weights in a file of their own
 SAMPLE = 300
 NEAREST = 10
@@ -53,19 +53,25 @@ def _quantise(source: Path, target: Path) -> None:
     except ImportError:
         raise UserError("encoder.precision int8 needs the package onnx; pip install 'miner[local]'") from None
     try:
-        graph = importlib.import_module("onnx").load(str(source), load_external_data=False).graph
-        if QUANTISED & {node.op_type for node in graph.node}:
+        if _has_8_bit_weights(source):
             raise UserError(f"{source}: int8 already; take encoder.precision out")
         large = sum(path.stat().st_size for path in onnx_files(source)) > LARGE
         with _quiet():
             quantize_dynamic(
                 source, target, per_channel=True, weight_type=QuantType.QInt8, use_external_data_format=large
             )
+        if not _has_8_bit_weights(target):
+            raise UserError(f"{source}: holds no float32 weights to quantise; take encoder.precision out")
     except (UserError, OSError):
         raise
     except Exception as error:  # noqa: BLE001 - onnx and onnxruntime raise their own unrelated classes
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{source}: cannot be quantised ({reason[:160]}); take encoder.precision out") from None
+
+
+def _has_8_bit_weights(path: Path) -> bool:
+    graph = importlib.import_module("onnx").load(str(path), load_external_data=False).graph
+    return any(weight.data_type in WEIGHTS_OF_8_BITS for weight in graph.initializer)
 
 
 @contextmanager
