@@ -59,3 +59,158 @@ def _lines(text: str, path: Path) -> dict[Trail, int]:
 
     walk(yaml.compose(text, Loader=yaml.SafeLoader), ())
     return found
+
+
+def with_values(text: str, section: str, values: dict[str, Any]) -> str:
+    """The text with scalar values of a top-level section set; every other line and comment stays as it is.
+
+    Raises UserError where the section, or one of the values, is written in braces or over several lines.
+    """
+    root = yaml.compose(text, yaml.SafeLoader)
+    pairs = {key.value: node for key, node in root.value} if isinstance(root, yaml.MappingNode) else {}
+    lines = text.splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines[-1] += "\n"
+    node = pairs.get(section)
+    if node is None or (isinstance(node, yaml.ScalarNode) and not node.value):
+        lines = [line for line in lines if line.split("#")[0].strip() != f"{section}:"]
+        return "".join([*lines, f"{section}:\n", *(f"  {key}: {_scalar(v)}\n" for key, v in values.items())])
+    if not isinstance(node, yaml.MappingNode) or node.flow_style:
+        raise UserError(f"{section}: written in braces; write its keys on lines of their own, or set them by hand")
+    known = {key.value: (key, value) for key, value in node.value}
+    first = node.value[0][0].start_mark
+    new = [f"{' ' * first.column}{key}: {_scalar(value)}\n" for key, value in values.items() if key not in known]
+    for key in (key for key in values if key in known):
+        start, end = known[key][1].start_mark, known[key][1].end_mark
+        if start.line != end.line:
+            raise UserError(f"{section}.{key}: written over several lines; set it by hand to {_scalar(values[key])}")
+        line = lines[start.line]
+        lines[start.line] = line[: start.column] + _scalar(values[key]) + line[end.column :]
+    return "".join([*lines[: first.line], *new, *lines[first.line :]])
+
+
+def _scalar(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def set_values(text: str, values: dict[str, Any]) -> str:
+    """The same YAML with keys set, {"mining.depth": 200, …}; comments and all other lines stay byte for byte.
+
+    A missing key goes behind the last one of its section, a missing section behind the last one of the file. A value
+    that is there already keeps its spelling. values: what YAML has a word for (None, bool, int, float, str, lists).
+    Raises UserError where it cannot be done without losing something: where the value is a section, a longer list or an
+    alias now, and where a section should be and a value is.
+    """
+    for dotted, value in values.items():
+        before = _load(text, dotted)
+        wanted = _with(before, dotted.split("."), value, dotted)
+        if repr(before) != repr(wanted):  # by repr, since True == 1 and nan != nan
+            text = _set(text, dotted.split("."), value, dotted)
+        if repr(_load(text, dotted)) != repr(wanted):
+            raise _by_hand(dotted, "it is written in an unusual way")
+    return text
+
+
+def _by_hand(dotted: str, why: str) -> UserError:
+    return UserError(f"{dotted}: {why}; set it by hand")
+
+
+def _load(text: str, dotted: str) -> Any:
+    try:
+        return yaml.safe_load(text) or {}
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise _by_hand(dotted, "the file cannot be read as YAML, or not with the new value in it") from None
+
+
+def _with(raw: Any, trail: list[str], value: Any, dotted: str) -> dict[str, Any]:
+    if raw is not None and not isinstance(raw, dict):
+        raise _by_hand(dotted, "a value or list stands where a section should")
+    raw, key = raw or {}, trail[0]
+    return {**raw, key: _with(raw.get(key), trail[1:], value, dotted) if len(trail) > 1 else value}
+
+
+def _set(text: str, trail: list[str], value: Any, dotted: str) -> str:
+    node, indent, flow = yaml.compose(text, Loader=yaml.SafeLoader), 0, False
+    for depth, name in enumerate(trail):
+        if not isinstance(node, yaml.MappingNode):
+            return _fill(text, node, trail[depth:], value, indent, flow)
+        flow = flow or bool(node.flow_style)
+        entry = next(((key, item) for key, item in reversed(node.value) if key.value == name), None)
+        if entry is None:
+            return _append(text, node, trail[depth:], value, flow)
+        key, node = entry
+        indent = key.start_mark.column + 2
+        if node.start_mark.index < key.end_mark.index:
+            raise _by_hand(dotted, "an alias stands there")
+    assert node is not None, "the trail is not empty"
+    return _replace(text, node, value, dotted)
+
+
+def _replace(text: str, node: yaml.Node, value: Any, dotted: str) -> str:
+    start, end = _span(text, node)
+    if isinstance(node, yaml.CollectionNode) and (not node.flow_style or "\n" in text[start:end]):
+        raise _by_hand(dotted, "a section or list stands there")
+    return text[:start] + _gap(text, start) + _plain(value) + text[end:]
+
+
+def _fill(text: str, node: yaml.Node | None, trail: list[str], value: Any, indent: int, flow: bool) -> str:
+    """Put the first keys into a section that is empty: no value at all, or null."""
+    start, end = _span(text, node) if node is not None else (0, 0)
+    if flow:
+        return text[:start] + _gap(text, start) + "{" + _flow(trail, value) + "}" + text[end:]
+    head = text[:start].rstrip(" ") if end > start else text[:start]
+    text = head + text[end:]
+    return _new_lines(text, len(head) if indent else len(text), trail, value, indent)
+
+
+def _append(text: str, node: yaml.MappingNode, trail: list[str], value: Any, flow: bool) -> str:
+    if not flow:
+        return _new_lines(text, _last(text, node), trail, value, node.value[0][0].start_mark.column)
+    at = _last(text, node, inside=True) if node.value else node.start_mark.index + 1
+    comma = ", " if node.value else ""
+    return text[:at] + comma + _flow(trail, value) + text[at:]
+
+
+def _new_lines(text: str, at: int, trail: list[str], value: Any, indent: int) -> str:
+    """New lines below the one of `at`, which may end in a comment."""
+    newline = "\r\n" if "\r\n" in text else "\n"
+    lines = [" " * (indent + 2 * depth) + f"{_plain(key)}:" for depth, key in enumerate(trail)]
+    block = newline.join(lines) + f" {_plain(value)}" + newline
+    end = text.find("\n", at)
+    if end >= 0:
+        return text[: end + 1] + block + text[end + 1 :]
+    return text + (newline if text[-1:] not in ("", "\n", "\ufeff") else "") + block
+
+
+def _last(text: str, node: yaml.Node, inside: bool = False) -> int:
+    """Where the last word of a mapping ends. A node's own end lies behind the comments that follow it."""
+    no_words = (yaml.BlockEndToken, yaml.KeyToken, yaml.FlowEntryToken, yaml.DocumentEndToken, yaml.StreamEndToken)
+    end = node.end_mark.index - inside
+    marks = [
+        token.end_mark.index
+        for token in yaml.scan(text, Loader=yaml.SafeLoader)
+        if not isinstance(token, no_words) and node.start_mark.index <= token.start_mark.index < end
+    ]
+    return len(text[: max(mark for mark in marks if mark <= node.end_mark.index)].rstrip())
+
+
+def _span(text: str, node: yaml.Node) -> tuple[int, int]:
+    """From the value's first to behind its last character; a block of text would otherwise take the next line along."""
+    start = node.start_mark.index
+    return start, start + len(text[start : node.end_mark.index].rstrip())
+
+
+def _gap(text: str, start: int) -> str:
+    return "" if text[:start][-1:] in ("", " ", "\t", "\n", "[", "{") else " "
+
+
+def _flow(trail: list[str], value: Any) -> str:
+    first, *rest = trail
+    return f"{_plain(first)}: " + ("{" + _flow(rest, value) + "}" if rest else _plain(value))
+
+
+def _plain(value: Any) -> str:
+    """On one line and fit for `[…]` and `{…}`, hence dumped as the item of a list."""
+    style = '"' if isinstance(value, str) and len(value.splitlines()) > 1 else None
+    dumped = yaml.safe_dump([value], default_flow_style=True, default_style=style, width=10**9, allow_unicode=True)
+    return dumped.strip()[1:-1]
