@@ -285,6 +285,56 @@ def test_codes_get_coarser_where_memory_is_short():
     assert codes == [96, 48, 24]
 
 
+# ---------------------------------------------------------------- GPU
+
+
+@pytest.fixture
+def gpu(monkeypatch) -> list[str]:
+    """A GPU in name only: what is moved there, in order. The indexes stay what they are."""
+    moved: list[str] = []
+
+    def flat(_, dimension):
+        moved.append("flat")
+        return faiss.IndexFlatIP(dimension)
+
+    def move(_, device, index):
+        moved.append(type(index).__name__)
+        return index
+
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss, "GpuIndexFlatIP", flat, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", move, raising=False)
+    return moved
+
+
+@pytest.mark.parametrize(("kind", "names"), [("flat", ["flat"]), ("ivf-flat", ["IndexIVFFlat"]), ("hnsw", [])])
+def test_flat_and_ivf_flat_move_to_a_gpu_and_long_lists_stay_behind(world, gpu, kind, names, tmp_path):
+    searcher = build(world, tmp_path, kind)[1]
+    assert gpu == names
+    exact = dense.open(*world, Path("none"), dense.Choice("flat", ""), Index(gpu=False))
+    for k in (K, 3_000):
+        scores, rows = searcher.search(np.arange(20), k)
+        assert (scores >= exact.search(np.arange(20), k)[0][:, -1:] - 1e-6).mean() >= 0.9
+        assert (rows >= 0).all()
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_gpu_without_room_is_one_line(world, monkeypatch):
+    def full(*_):
+        raise RuntimeError("Error in file.cu:9\nError: 'err == cudaSuccess' failed: out of memory")
+
+    monkeypatch.setattr(faiss, "GpuIndexFlatIP", full)
+    with pytest.raises(UserError, match=r"^mining\.index\.gpu: .*\('err == .*memory\); set it to false$"):
+        dense.open(*world, Path("none"), dense.Choice("flat", ""), Index())
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_gpu_counts_as_faster():
+    assert choose(6_000_000, 384, 100_000).kind == "ivf-flat"
+    assert choose(6_000_000, 384, 100_000, gpu=True).kind == "flat"
+
+
 # ---------------------------------------------------------------- small and odd corpora
 
 

@@ -33,7 +33,7 @@ ADD = 1 << 16  # vectors added at once
 PATIENCE_S = 1800.0  # exact search may take so long before auto prefers an approximate index
 CORE_FLOPS = 5e10  # float32 multiplications and additions per second that exact search reached per core, with room
 GPU_FLOPS = 5e12
-GPU_LONGEST = 2048  # faiss on a GPU returns no longer lists
+GPU_KINDS, GPU_MOST = ("flat", "ivf-flat"), 2048  # faiss on a GPU returns no longer lists and probes no more
 PER_LIST = 39  # faiss's own least number of training vectors per centroid
 TRAIN_PER_LIST = 64
 PQ_CENTROIDS, PQ_ROUNDS = 256, 10
@@ -117,7 +117,11 @@ def _machine_memory() -> float:
 
 
 def _has_gpu(settings: Index) -> bool:
-    return settings.gpu and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+    return settings.gpu and hasattr(faiss, "StandardGpuResources") and bool(faiss.get_num_gpus())
+
+
+def _on_gpu(choice: Choice, settings: Index) -> bool:
+    return choice.kind in GPU_KINDS and _has_gpu(settings)
 
 
 # ---------------------------------------------------------------- build
@@ -207,7 +211,7 @@ class DenseSearcher:
         self.choice = choice
         self._index = index
         self._more = settings.refine if choice.kind == "ivf-pq" else 1
-        self._longest = GPU_LONGEST if _has_gpu(settings) and choice.kind != "hnsw" else len(vectors)
+        self._most = GPU_MOST if _on_gpu(choice, settings) else len(vectors)
 
     @property
     def knob(self) -> str:
@@ -216,7 +220,8 @@ class DenseSearcher:
 
     @property
     def widest(self) -> int:
-        return {"flat": 0, "hnsw": len(self.vectors)}.get(self.choice.kind, self.choice.lists)
+        most = {"flat": 0, "hnsw": len(self.vectors)}.get(self.choice.kind, self.choice.lists)
+        return min(most, self._most)
 
     def widen(self, effort: int) -> None:
         if self.knob == "efSearch":
@@ -239,7 +244,7 @@ class DenseSearcher:
     def indexed(self, block: Array, k: int) -> tuple[Array, Array]:
         """block: float32[b, d], query vectors -> as search, with what the index gives and no more."""
         wanted = min(k * self._more, len(self.vectors))
-        too_long = wanted > self._longest or (self.knob and ENOUGH * k >= len(self.vectors))
+        too_long = wanted > self._most or (self.knob and ENOUGH * k >= len(self.vectors))
         if self._index is None or too_long or not len(block):
             return self.exact(block, k)
         rows = self._index.search(_padded(block, self.choice.width), wanted)[1]
@@ -271,10 +276,10 @@ def open(vectors: Array, query_vectors: Array, folder: Path, choice: Choice, set
 
     UserError where dense.faiss or tuned.json cannot be read or belongs to other vectors.
     """
-    gpu = _has_gpu(settings) and choice.kind != "hnsw"
+    gpu = _on_gpu(choice, settings)
     index = None if choice.kind == "flat" else _read(folder / FILE, len(vectors), gpu)
     if gpu:
-        index = _on_gpu(vectors if index is None else index)
+        index = _moved(vectors, index)
     searcher = DenseSearcher(vectors, query_vectors, index, choice, settings)
     if (folder / TUNED).is_file():
         searcher.widen(_json(folder / TUNED).get(searcher.knob, 0))
@@ -287,8 +292,7 @@ def _read(path: Path, rows: int, gpu: bool) -> Any:
     try:
         index = faiss.read_index(str(path), flags)
     except RuntimeError as error:
-        reason = (str(error).splitlines() or [""])[-1]
-        raise UserError(f"{path}: cannot read ({reason}); run the job, which makes it anew") from None
+        raise UserError(f"{path}: cannot read ({_last(error)}); run the job, which makes it anew") from None
     if index.ntotal != rows:
         raise UserError(f"{path}: holds {index.ntotal} vectors, the corpus {rows}; run the job, which makes it anew")
     return index
@@ -302,13 +306,21 @@ def _is_ivf(path: Path) -> bool:
         raise UserError(f"{path}: cannot read ({error.strerror}); run the job, which makes it anew") from None
 
 
-def _on_gpu(source: Any) -> Any:
-    """An IVF index, or vectors for a flat one, on the first GPU."""
-    if hasattr(source, "ntotal"):
-        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, source)
-    index = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), int(source.shape[1]))
-    _add(index, source, 0)
+def _moved(vectors: Array, index: Any) -> Any:
+    """The index, or a flat one of the vectors where that is None, on the first GPU."""
+    try:
+        if index is not None:
+            return _faiss.index_cpu_to_gpu(_faiss.StandardGpuResources(), 0, index)
+        index = _faiss.GpuIndexFlatIP(_faiss.StandardGpuResources(), int(vectors.shape[1]))
+        _add(index, vectors, 0)
+    except RuntimeError as error:
+        raise UserError(f"mining.index.gpu: the index does not fit the GPU ({_last(error)}); set it to false") from None
     return index
+
+
+def _last(error: RuntimeError) -> str:
+    """What faiss says, without the place in its sources."""
+    return " ".join(str(error).rpartition("Error: ")[2].split())
 
 
 # ---------------------------------------------------------------- recall
