@@ -18,9 +18,10 @@ import yaml
 
 
 class Child(NamedTuple):
-    """One finished process: seconds, peak resident MiB of it alone, what it printed."""
+    """One finished process: seconds, processor seconds, peak resident MiB of it alone, what it printed."""
 
     wall: float
+    cpu: float
     peak: float
     out: str
 
@@ -37,7 +38,7 @@ def child(argv: Sequence[str | Path], log: Path) -> Child:
         printed = out.read()
     if process.returncode:
         raise SystemExit(f"{' '.join(map(str, argv))}: exit status {process.returncode}\n{log.read_text()[-3000:]}")
-    return Child(wall, usage.ru_maxrss / 1024, printed)
+    return Child(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, printed)
 
 
 def say(text: str) -> None:
@@ -101,18 +102,22 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def ratio_table(times: dict[str, list[Child]], mine: str) -> str:
-    """Median seconds, peak memory, and how many times as long as `mine` each took."""
-
-    def middle(values: list[float]) -> float:
-        return sorted(values)[len(values) // 2]
-
-    base = middle([c.wall for c in times[mine]])
+    """Seconds, memory, and how many times as long as `mine` each took. Processor seconds bear a busy machine better."""
+    wall, cpu = ({name: _middle([getattr(c, kind) for c in runs]) for name, runs in times.items()} for kind in _KINDS)
     rows = []
     for name, runs in times.items():
-        wall = middle([c.wall for c in runs])
         spread = f"{min(c.wall for c in runs):.1f}-{max(c.wall for c in runs):.1f}"
-        rows.append((name, len(runs), f"{wall:.1f}", spread, f"{max(c.peak for c in runs):.0f}", f"{wall / base:.2f}"))
-    return table(["side", "runs", "wall s (median)", "range s", "peak MiB", f"time / {mine}"], rows)
+        cells = [name, len(runs), f"{wall[name]:.1f}", spread, f"{wall[name] / wall[mine]:.2f}"]
+        rows.append([*cells, f"{cpu[name]:.1f}", f"{cpu[name] / cpu[mine]:.2f}", f"{max(c.peak for c in runs):.0f}"])
+    head = ["side", "runs", "wall s", "range s", f"wall / {mine}", "CPU s", f"CPU / {mine}", "peak MiB"]
+    return table(head, rows)
+
+
+_KINDS = ("wall", "cpu")
+
+
+def _middle(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
 
 
 def machine() -> str:

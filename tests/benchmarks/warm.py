@@ -78,7 +78,7 @@ def _probe(args: argparse.Namespace, work: Path) -> None:
     common.write_jsonl(small / "corpus.jsonl", [{"_id": "a", "text": "small a"}, {"_id": "b", "text": "small b"}])
     common.write_jsonl(small / "queries.jsonl", [{"_id": "q", "text": "small q"}])
     common.write_qrels(small / "qrels" / "train.tsv", [("q", "a", 1)])
-    common.child(common.miner("mine", _job(args, work, "small", small)), work / "probe.log")
+    common.child(common.miner("mine", _job(args, work, "small", small), "--json"), work / "probe.log")
 
 
 def _job(args: argparse.Namespace, work: Path, name: str, data: Path) -> Path:
