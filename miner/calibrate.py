@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,48 +17,55 @@ from miner.numbering import Numbered
 from miner.readers import rows
 from miner.steps import Context
 
-OPEN = {
+OPEN: dict[str, Any] = {
     **{"rank_min": 1, "rank_max": None, "score_min": None, "score_max": None, "max_uses": None, "sample": "top"},
     **{"margin_absolute": None, "margin_relative": None},
 }
 
 
-class Judged(NamedTuple):
-    """Flat lists by (query, rank): what may enter a pool before window and margin, and what people said of it.
-
-    relevant: int8, 1 relevant, 0 judged not relevant, -1 not judged.
-    """
-
-    query: Array
-    rank: Array
-    score: Array
-    lowest: Array
-    relevant: Array
-
-
-def margin(run: Context, golden: Path | None, target: float, share: float, bootstrap: int) -> dict[str, Any]:
-    """The trade-off curve, and the setting chosen for target, or None where none meets it. Mines first if it must.
+def margin(run: Context, golden: Path | None, target: float, share: float) -> dict[str, Any]:
+    """The trade-off curve and the setting chosen on one half of the queries, and how it does on the other half.
 
     golden: judged pairs (query_id, doc_id, relevance) beside the job's own positives; None hides `share` of the
-    positives of every query that has two or more. Raises UserError where nothing is judged.
+    positives of every query that has two or more, and then counts all others as not relevant, so that what it finds is
+    the least that there is. Mines first if it must. Raises UserError where nothing is judged.
     """
     engine.advance(run, "candidates")
     world = mining_steps.world_of(run)
     shown, relevance = _from_golden(run, world, golden) if golden else _hidden(world, run.job.seed, share)
-    judged = _judged(run, dataclasses.replace(world, positives=shown), relevance)
-    points = calibration.curve(
-        *judged, negatives=run.job.mining.negatives, grid=calibration.grid(), seed=run.job.seed, samples=bootstrap
-    )
+    lists = _judged(run, dataclasses.replace(world, positives=shown), relevance)
+    queries = np.unique(shown[:, 0])
+    if len(queries) < 4:
+        raise UserError(f"calibrate margin: {len(queries)} queries are judged, too few to choose on one half of them")
+    first, second = queries[::2], queries[1::2]
+    wanted, seed = run.job.mining.negatives, run.job.seed
+    points = _curve(lists, first, calibration.grid(_scale(lists)), wanted, seed)
     chosen = calibration.choose(points, target)
+    held_out = chosen and _curve(lists, second, [calibration.Setting(*chosen[:3])], wanted, seed)[0]
     return {
-        "queries": len(np.unique(shown[:, 0])),
-        "judged": int((judged.relevant >= 0).sum()),
-        "relevant": int((judged.relevant == 1).sum()),
         "target": target,
-        "points": points,
-        "chosen": chosen,
-        "needed": None if chosen else calibration.needed(target),
+        "source": str(golden) if golden else f"{len(relevance)} hidden positives",
+        "queries": len(queries),
+        "points": [point._asdict() for point in points],
+        "chosen": chosen and chosen._asdict(),
+        "held_out": held_out and held_out._asdict(),
+        "lacking": calibration.lacking(points, target),
     }
+
+
+def _curve(
+    lists: tuple[Array, ...], queries: Array, grid: list[calibration.Setting], wanted: int, seed: int
+) -> list[calibration.Point]:
+    own = np.isin(lists[0], queries)
+    return calibration.curve(
+        *(column[own] for column in lists), negatives=wanted, grid=grid, seed=seed, queries=len(queries)
+    )
+
+
+def _scale(lists: tuple[Array, ...]) -> float:
+    """The spread of the scores beside that of cosines, so that absolute margins suit a teacher's logits too."""
+    spread = float(np.quantile(lists[2], 0.95) - np.quantile(lists[2], 0.05)) if len(lists[2]) else 1.0
+    return 1.0 if spread <= 1 else round(spread, 2)
 
 
 def _hidden(world: Numbered, seed: int, share: float) -> tuple[Array, dict[tuple[int, int], int]]:
@@ -105,7 +112,7 @@ def _pairs(path: Path) -> Iterator[tuple[str, str, int]]:
         yield cells[0], cells[1], int(cells[2])
 
 
-def _judged(run: Context, world: Numbered, relevance: dict[tuple[int, int], int]) -> Judged:
+def _judged(run: Context, world: Numbered, relevance: dict[tuple[int, int], int]) -> tuple[Array, ...]:
     """What the job's own retrievers and content filters let through when only `world.positives` are known."""
     total = len(world.passages)
     keys = np.array(sorted(q * total + d for q, d in relevance), np.int64)
@@ -115,7 +122,7 @@ def _judged(run: Context, world: Numbered, relevance: dict[tuple[int, int], int]
         pair = query * total + row
         at = np.minimum(np.searchsorted(keys, pair), len(keys) - 1)
         parts.append((query, rank, score, lowest, np.where(keys[at] == pair, grades[at], -1).astype(np.int8)))
-    return Judged(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    return tuple(np.concatenate(columns) for columns in zip(*parts, strict=True))
 
 
 def _opened(mining: Mining) -> Mining:
@@ -125,14 +132,12 @@ def _opened(mining: Mining) -> Mining:
     return mining.model_copy(update={**OPEN, "retrievers": retrievers})
 
 
-def write(job_file: Path, chosen: calibration.Point) -> None:
+def write(job_file: Path, chosen: dict[str, Any]) -> None:
     """Put the chosen window and margin into the job file; every other line and comment stays as it is."""
-    absolute = chosen.margin if chosen.kind == "absolute" else None
-    relative = chosen.margin if chosen.kind == "relative" else None
     values = {
-        "mining.rank_min": chosen.rank_min,
-        "mining.margin_absolute": absolute,
-        "mining.margin_relative": relative,
+        "rank_min": chosen["rank_min"],
+        "margin_absolute": chosen["margin"] if chosen["kind"] == "absolute" else None,
+        "margin_relative": chosen["margin"] if chosen["kind"] == "relative" else None,
     }
     text = job_file.read_text(encoding="utf-8")
-    store.write_text(job_file, yaml_file.set_values(text, values))
+    store.write_text(job_file, yaml_file.with_values(text, "mining", values))

@@ -167,7 +167,7 @@ def margin(
             found = calibration_of.margin(context, golden, target, hide)
         if write and found["chosen"]:
             calibration_of.write(job_file, found["chosen"])
-    _print_json(found) if as_json else views.print_calibration(found, job_file if write else None)
+    _print_json(found) if as_json else views.print_calibration(found)
 
 
 @app.command()

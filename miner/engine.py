@@ -13,12 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from miner import encoders, llms, mining_steps, readers, steps, store, teachers
+from miner import encoders, firewall, llms, m3_steps, mining_steps, readers, steps, store, teachers
 from miner.config import Job, Retriever
 from miner.errors import UserError
 from miner.job import JobFolder, Stamp
 from miner.ledger import Ledger, Request
-from miner.stages import firewall
 from miner.steps import Context, Done
 
 log = logging.getLogger("miner")
@@ -61,6 +60,8 @@ def _read_files(run: Context) -> list[Path]:
 
 
 def _vectors(run: Context) -> Inputs:
+    if m3_steps.wanted(run.job):
+        return _flat("encoder", m3_steps.fingerprint(run.job)) | {"outputs": "all of BGE-M3"}
     return _flat("encoder", encoders.fingerprint(run.job.encoder))
 
 
@@ -153,7 +154,7 @@ def plan(job: Job) -> list[Step]:
     written = ("synthetic", "synthetic_judgments") if job.generator.enabled else ()
     found = [
         Step("corpus", (), _corpus, steps.run_corpus),
-        Step("vectors", ("corpus",), _vectors, steps.run_vectors),
+        Step("vectors", ("corpus",), _vectors, m3_steps.run_vectors if m3_steps.wanted(job) else steps.run_vectors),
         *_mining(job),
         Step("judgments", ("corpus", "candidates"), _judge, steps.run_judgments),
         Step("synthetic", ("corpus", "vectors", "candidates", "judgments"), _generate, steps.run_synthetic),
@@ -165,6 +166,14 @@ def plan(job: Job) -> list[Step]:
     return [step for step in found if not off.get(step.name)]
 
 
+SEARCHERS = {
+    "dense": mining_steps.dense_searcher,
+    "bm25": mining_steps.bm25_searcher,
+    "run": mining_steps.run_file_searcher,
+    "sparse": m3_steps.sparse,
+}
+
+
 def _mining(job: Job) -> list[Step]:
     """The index, a step for each retriever, the teacher where there is one, the candidates."""
     found = []
@@ -173,7 +182,10 @@ def _mining(job: Job) -> list[Step]:
     lists: tuple[str, ...] = ()
     for retriever in sorted(job.mining.retrievers, key=lambda one: one.kind == "multivector"):
         needs = {"dense": ("vectors", "index"), "sparse": ("vectors",), "multivector": ("vectors", *lists)}
-        run = partial(mining_steps.run_retrieved, retriever=retriever)
+        if retriever.kind == "multivector":
+            run = partial(m3_steps.run_multivector, retriever=retriever)
+        else:
+            run = partial(mining_steps.run_retrieved, retriever=retriever, build=SEARCHERS[retriever.kind])
         name = f"retrieved_{retriever.label}"
         found.append(Step(name, ("corpus", *needs.get(retriever.kind, ())), _retrieved(retriever), run))
         lists = (*lists, name)

@@ -25,9 +25,9 @@ class Fused(NamedTuple):
 
 
 def fuse(lists: list[Ranked], weights: list[float], method: str, k: int) -> Fused:
-    """rrf: sum of weight/(k + rank) (Cormack et al. 2009). weighted: sum of weight times the score scaled to 0..1 within
-    the query's list, a flat list counting 1 (a convex combination, Bruch et al. 2023). union: by turns, by best rank,
-    then by the order of the retrievers. One retriever alone keeps its order."""
+    """rrf: sum of weight/(k + rank) (Cormack et al. 2009). weighted: sum of weight times the score scaled to 0..1 in the
+    query's list, a flat list counting 1 (a convex combination, Bruch et al. 2023). union: by turns, by best rank, then
+    by the order of the retrievers. One retriever alone keeps its order."""
     base = 1 + max((int(rows.max(initial=-1)) for _, rows, _, _ in lists), default=-1)
     keys, place = np.unique(np.concatenate([q * base + r for q, r, _, _ in lists]), return_inverse=True)
     ranks = np.zeros((len(keys), len(lists)), np.int32)

@@ -73,9 +73,7 @@ class Ledger:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._db = sqlite3.connect(
-                f"file:{quote(str(path))}", uri=True, timeout=BUSY_S, isolation_level=None
-            )
+            self._db = sqlite3.connect(f"file:{quote(str(path))}", uri=True, timeout=BUSY_S, isolation_level=None)
             _share(self._db)
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute(SCHEMA)

@@ -41,7 +41,7 @@ def _vectors(run: Context) -> tuple[Array, Array]:
     return np.load(folder / "passages.npy", mmap_mode="r"), np.load(folder / "queries.npy", mmap_mode="r")
 
 
-def _blocks(run: Context, total: int) -> Iterator[tuple[str, Block]]:
+def blocks_of(run: Context, total: int) -> Iterator[tuple[str, Block]]:
     size = run.job.mining.block
     for number, low in enumerate(range(0, total, size)):
         yield f"{number:05d}", Block(low, min(low + size, total))
@@ -65,27 +65,26 @@ def run_index(run: Context, work: Path) -> Done:
     return Done({**built, **tuned})
 
 
-def run_retrieved(run: Context, work: Path, retriever: Retriever) -> Done:
+Build = Callable[[Context, Numbered, Retriever], searchers.Searcher]
+
+
+def run_retrieved(run: Context, work: Path, retriever: Retriever, build: Build) -> Done:
     world = world_of(run)
     depth = run.job.mining.window(retriever)[0]
     searcher = None
     rows = 0
     with progress.bar(f"search {retriever.label}", world.queries.num_rows, "queries") as tick:
-        for number, block in _blocks(run, world.queries.num_rows):
+        for number, block in blocks_of(run, world.queries.num_rows):
             part = work / f"part-{number}.parquet"
             if not part.is_file():
-                searcher = searcher or _searcher(run, world, retriever)
+                searcher = searcher or build(run, world, retriever)
                 store.write_table(part, retrieved.run(world, block, searcher, depth))
             rows += store.count_rows(part)
             tick(block.size)
     return Done({"rows": rows})
 
 
-def _searcher(run: Context, world: Numbered, retriever: Retriever) -> searchers.Searcher:
-    return SEARCHERS[retriever.kind](run, world, retriever)
-
-
-def _dense(run: Context, world: Numbered, retriever: Retriever) -> searchers.Searcher:
+def dense_searcher(run: Context, world: Numbered, retriever: Retriever) -> searchers.Searcher:
     from miner.searchers import dense
 
     folder = run.folder.step("index")
@@ -93,13 +92,13 @@ def _dense(run: Context, world: Numbered, retriever: Retriever) -> searchers.Sea
     return dense.open(*_vectors(run), folder, choice, run.job.mining.index)
 
 
-def _bm25(run: Context, world: Numbered, retriever: Retriever) -> searchers.Searcher:
+def bm25_searcher(run: Context, world: Numbered, retriever: Retriever) -> searchers.Searcher:
     from miner.searchers import bm25
 
     return bm25.build(texts(world.passages), texts(world.queries), retriever.language)
 
 
-def _run_file(run: Context, world: Numbered, retriever: Retriever) -> searchers.Searcher:
+def run_file_searcher(run: Context, world: Numbered, retriever: Retriever) -> searchers.Searcher:
     from miner.searchers import trec_run
 
     ids = world.passages.column("doc_id").to_pylist(), world.queries.column("query_id").to_pylist()
@@ -108,13 +107,6 @@ def _run_file(run: Context, world: Numbered, retriever: Retriever) -> searchers.
         if count:
             run.warnings.append(f"{retriever.file}: {count} {what} that the data lacks were left out")
     return searcher
-
-
-SEARCHERS: dict[str, Callable[[Context, Numbered, Retriever], searchers.Searcher]] = {
-    "dense": _dense,
-    "bm25": _bm25,
-    "run": _run_file,
-}
 
 
 # ---------------------------------------------------------------- teacher
@@ -137,7 +129,7 @@ def run_teacher(run: Context, work: Path) -> Done:
     cache = VectorCache(run.cache_root / store.digest(teachers.fingerprint(settings))[:32])
     counts = {"pairs": 0, "scored": 0}
     with progress.bar("teacher", world.queries.num_rows, "queries") as tick:
-        for number, block in _blocks(run, world.queries.num_rows):
+        for number, block in blocks_of(run, world.queries.num_rows):
             part = work / f"part-{number}.parquet"
             if not part.is_file():
                 pairs = candidates.to_teach(world, block, _fused(run, number, block), settings.depth)
@@ -160,7 +152,7 @@ def run_candidates(run: Context, work: Path) -> Done:
     draw = candidates.Draw(run.job.pool_size, run.job.seed, np.zeros(len(world.passages), np.int64), vectors[0])
     counts: Counter[str] = Counter()
     with progress.bar("select", world.queries.num_rows, "queries") as tick:
-        for number, block in _blocks(run, world.queries.num_rows):
+        for number, block in blocks_of(run, world.queries.num_rows):
             part = work / f"part-{number}.parquet"
             if part.is_file():
                 _count_uses(draw.used, part, world)
@@ -189,7 +181,7 @@ def eligible(run: Context, world: Numbered, mining: Mining) -> Iterator[tuple[Ar
         np.iinfo(np.int32).max, run.job.seed, np.zeros(len(world.passages), np.int64), vectors[0]
     )
     which = "teacher_score" if mining.margin_on == "teacher" else "score"
-    for number, block in _blocks(run, world.queries.num_rows):
+    for number, block in blocks_of(run, world.queries.num_rows):
         found = _fused(run, number, block)
         scores = _scores(run, world, block, found, vectors, number)
         refusals = refuse(block, found.query, found.row)
@@ -206,8 +198,8 @@ Refusals = list[tuple[str, Array]]
 def _content(run: Context, world: Numbered, vectors: tuple[Array, Array]) -> Callable[[Block, Array, Array], Refusals]:
     """The content filters that are switched on: (block, query from block.low, passage) -> (reason, bool[n]) each."""
     chosen = run.job.filters
-    answers = [_listed(v) for v in filters.extra_field(world.queries, chosen.answers)] if chosen.answers else []
-    groups = _codes(filters.extra_field(world.passages, chosen.group)) if chosen.group else None
+    answers = filters.answer_texts(world.queries, chosen.answers) if chosen.answers else []
+    groups = filters.group_codes(filters.extra_field(world.passages, chosen.group)) if chosen.group else None
 
     def text_of(rows: Array) -> Iterator[str]:
         return texts(world.passages, rows.tolist())
@@ -233,17 +225,6 @@ def _content(run: Context, world: Numbered, vectors: tuple[Array, Array]) -> Cal
         return found + [("near_better", of_better) for _, of_better in near]
 
     return refuse
-
-
-def _listed(value: Any) -> list[str]:
-    values = value if isinstance(value, list) else [] if value is None else [value]
-    return [str(one) for one in values]
-
-
-def _codes(values: list[Any]) -> Array:
-    """int64[n]: equal values, equal codes; -1 where there is none."""
-    words = pa.array([None if value is None or value == "" else str(value) for value in values], pa.string())
-    return np.asarray(words.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
 
 
 def _reason_counts(part: Path) -> dict[str, int]:

@@ -19,9 +19,7 @@ QRELS = pa.schema([("query_id", TEXT), ("doc_id", TEXT), ("relevance", pa.int32(
 DROPS = pa.schema([("kind", TEXT), ("id", TEXT), ("place", TEXT), ("reason", TEXT)])
 
 # What one retriever found, by (query, rank). `query` and `passage` are row numbers of the corpus step's tables.
-RETRIEVED = pa.schema(
-    [("query", pa.int32()), ("passage", pa.int32()), ("rank", pa.int32()), ("score", pa.float32())]
-)
+RETRIEVED = pa.schema([("query", pa.int32()), ("passage", pa.int32()), ("rank", pa.int32()), ("score", pa.float32())])
 TAUGHT = pa.schema([("query", pa.int32()), ("passage", pa.int32()), ("score", pa.float32())])
 # Every retriever that found a candidate, with its own rank and score.
 FOUND_BY = pa.list_(pa.struct([("retriever", pa.string()), ("rank", pa.int32()), ("score", pa.float32())]))

@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from miner import encoders, exporters, llms, progress, prompts, ranking, readers, searchers, store
+from miner import encoders, exporters, firewall, llms, progress, prompts, ranking, readers, store
 from miner.config import Endpoint, Job
 from miner.encoders.precomputed import Precomputed
 from miner.job import JobFolder
 from miner.ledger import Ledger
 from miner.records import JUDGMENTS, SYNTHETIC, content_id, passage_text, texts
-from miner.stages import candidates, corpus, decisions, export, judgments, synthetic, vectors
+from miner.stages import corpus, decisions, export, judgments, synthetic, vectors
 from miner.vector_cache import VectorCache, keys
 
 Array = np.ndarray[Any, Any]
@@ -46,6 +46,11 @@ class Context:
 
     def parts(self, step: str, name: str) -> list[Path]:
         return sorted(self.folder.step(step).glob(f"{name}-*.parquet"))
+
+    @property
+    def cache_root(self) -> Path:
+        """The folder of vectors and teacher scores by content."""
+        return Path(self.job.vector_cache) if self.job.vector_cache else self.folder.root / "vector_cache"
 
     def endpoint(self, stage: str) -> Endpoint:
         chosen = getattr(self.job, stage).llm or self.job.llm
@@ -97,7 +102,9 @@ class Passages:
 def run_corpus(run: Context, work: Path) -> Done:
     data = run.job.data
     source = readers.get(readers.detect(data))(data)
-    found = corpus.run(source, data.relevant_from)
+    screen = firewall.Screen(firewall.read(data.firewall)) if data.firewall else None
+    found = corpus.run(source, data.relevant_from, screen.refuse if screen else None)
+    run.warnings += screen.warnings() if screen else []
     for name in ("passages", "queries", "qrels", "drops"):
         store.write_table(work / f"{name}.parquet", getattr(found, name))
     return Done(corpus.count(found))
@@ -119,7 +126,7 @@ def run_vectors(run: Context, work: Path) -> Done:
             encoded = vectors.run(table, wanted, kind, encoder, cache, tick)
         # Of the cache first: a server that has nothing to encode is not asked for the width of its vectors.
         counts["dimension"] = cache.dimension or encoder.dimension
-        _gather(work / f"{name}.npy", cache, wanted, counts["dimension"])
+        gather(work / f"{name}.npy", cache, wanted, counts["dimension"])
         counts[name] = {"rows": table.num_rows, "encoded": encoded}
 
     def sample(count: int) -> list[str]:
@@ -139,7 +146,7 @@ def _copy_vectors(run: Context, work: Path, stored: Precomputed) -> Done:
     return Done(counts)
 
 
-def _gather(path: Path, cache: VectorCache, wanted: Array, dimension: int) -> None:
+def gather(path: Path, cache: VectorCache, wanted: Array, dimension: int) -> None:
     def write(part: Path) -> None:
         with part.open("wb") as handle:  # numpy's own opener would add .npy to the temporary name
             np.lib.format.write_array_header_1_0(
@@ -152,30 +159,6 @@ def _gather(path: Path, cache: VectorCache, wanted: Array, dimension: int) -> No
                 handle.write(out.tobytes())
 
     store.replace(path, write)
-
-
-def run_candidates(run: Context, work: Path) -> Done:
-    """Blocks of queries, one file each; a block whose file is there from an interrupted run is not searched again."""
-    folder = run.folder.step("vectors")
-    passage_vectors = np.load(folder / "passages.npy", mmap_mode="r")
-    passages, queries, qrels = (run.table("corpus", name) for name in ("passages", "queries", "qrels"))
-    query_vectors = np.load(folder / "queries.npy", mmap_mode="r")
-    inputs = candidates.prepare(passages, queries, qrels, passage_vectors, query_vectors, run.job.data.relevant_from)
-    searcher = searchers.build("flat", passage_vectors)
-    total, mining = queries.num_rows, run.job.mining
-    counts: Counter[str] = Counter()
-    with progress.bar("search", total, "queries") as tick:
-        for number, low in enumerate(range(0, total, mining.block)):
-            high = min(low + mining.block, total)
-            part = work / f"part-{number:05d}.parquet"
-            if not part.is_file():
-                found, positives = candidates.run(inputs, low, high, searcher, mining, run.job.pool_size, run.job.seed)
-                store.write_table(work / f"positives-{number:05d}.parquet", positives)
-                store.write_table(part, found)
-            counts.update(store.read_table(part, ["reason"]).column("reason").to_pylist())
-            tick(high - low)
-    pooled = counts.pop("", 0)
-    return Done({"candidates": pooled + counts.total(), "pool": pooled, "dropped": dict(sorted(counts.items()))})
 
 
 # ---------------------------------------------------------------- judge and generate
@@ -192,13 +175,16 @@ def _pool(part: Path) -> pa.Table:
 
 
 def references(run: Context) -> dict[str, str]:
-    """The positive that stands for each query in prompts: highest relevance, then score, then lowest doc_id."""
-    best: dict[str, tuple[int, float, str]] = {}
+    """The positive that stands for each query in prompts: highest relevance, then lowest doc_id.
+
+    No score decides, so the answers of one encoder's job serve the next one's.
+    """
+    best: dict[str, tuple[int, str]] = {}
     for part in run.parts("candidates", "positives"):
         for row in store.read_table(part).to_pylist():
-            rank = (-row["relevance"], -row["score"], row["doc_id"])
+            rank = (-row["relevance"], row["doc_id"])
             best[row["query_id"]] = min(best.get(row["query_id"], rank), rank)
-    return {query_id: rank[2] for query_id, rank in best.items()}
+    return {query_id: rank[1] for query_id, rank in best.items()}
 
 
 def _pool_pairs(run: Context) -> Iterator[judgments.Pair]:

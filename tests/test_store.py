@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miner import store
+from miner import chunks, store
 from miner.errors import UserError
 from miner.stages import vectors
 from miner.vector_cache import KEY, VectorCache, keys
@@ -238,13 +238,13 @@ LENGTHS = st.lists(st.integers(0, 40), max_size=60)
 def test_chunks_hold_each_distinct_text_once_longest_first_within_bounds(lengths, count, chars, rng):
     texts = [rng.choice("ab") * length for length in lengths]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vectors, "CHUNK_TEXTS", count)
-        patch.setattr(vectors, "CHUNK_CHARS", chars)
-        chunks = vectors.chunks(np.array(lengths, np.int64), keys(texts, len(texts)))
-    flat = [texts[row] for chunk in chunks for row in chunk]
+        patch.setattr(chunks, "CHUNK_TEXTS", count)
+        patch.setattr(chunks, "CHUNK_CHARS", chars)
+        cuts = chunks.cut(np.array(lengths, np.int64), keys(texts, len(texts)))
+    flat = [texts[row] for chunk in cuts for row in chunk]
     assert sorted(flat) == sorted(set(texts))
     assert [len(text) for text in flat] == sorted((len(text) for text in set(texts)), reverse=True)
-    for chunk in chunks:
+    for chunk in cuts:
         assert 1 <= len(chunk) <= count
         assert len(chunk) == 1 or sum(lengths[row] for row in chunk) <= chars
 
@@ -263,7 +263,7 @@ class Counting:
 
 
 def test_only_what_the_cache_lacks_is_encoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(vectors, "CHUNK_TEXTS", 3)
+    monkeypatch.setattr(chunks, "CHUNK_TEXTS", 3)
     texts = ["long text", "text", "text", "abc", "d", "ef"]
     table = pa.table({"text": texts})
     wanted = keys(texts, len(texts))

@@ -98,7 +98,8 @@ def run(
 def _lowest(query: Array, score: Array, size: int) -> Array:
     """float32[size]: the lowest positive score of each query; inf where there is none, NaN where one is not known."""
     lowest = np.full(size, np.inf, np.float32)
-    np.minimum.at(lowest, query, score)
+    with np.errstate(invalid="ignore"):
+        np.minimum.at(lowest, query, score)
     return lowest
 
 

@@ -11,12 +11,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from miner.chunks import cut, lengths_of
 from miner.encoders import Kind
 from miner.ragged_cache import Ragged, RaggedCache, spread
 from miner.records import texts
-from miner.stages.vectors import chunks
 from miner.vector_cache import VectorCache
 
 # With token vectors: one takes 2 KiB in BGE-M3, so that a character takes some 0.5 KiB and a piece 100 MiB. Without
@@ -57,8 +56,8 @@ def run(
     """
     caches = [cache for cache in (dense, sparse, multi) if cache is not None]
     encoded = 0
-    lengths = _lengths(table)
-    for rows in chunks(lengths, keys) if multi is None else _pieces(lengths, keys):
+    lengths = lengths_of(table)
+    for rows in cut(lengths, keys) if multi is None else _pieces(lengths, keys):
         lacking = rows[np.any([cache.missing(keys[rows]) for cache in caches], axis=0)]
         if len(lacking):
             some = list(texts(table, lacking.tolist()))
@@ -90,13 +89,6 @@ def _rows(found: Ragged, rows: Array) -> Ragged:
 
 def _pieces(lengths: Array, keys: Array) -> Iterator[Array]:
     """Row numbers of the distinct texts, longest first, in pieces of PIECE_CHARS and at most one text more."""
-    for rows in chunks(lengths, keys):
+    for rows in cut(lengths, keys):
         number = (np.cumsum(lengths[rows]) - lengths[rows]) // PIECE_CHARS
         yield from np.split(rows, np.flatnonzero(np.diff(number)) + 1)
-
-
-def _lengths(table: pa.Table) -> Array:
-    length = pc.utf8_length(table.column("text")).to_numpy()
-    if "title" in table.column_names:
-        length = length + pc.utf8_length(table.column("title")).to_numpy()
-    return np.asarray(length, np.int64)

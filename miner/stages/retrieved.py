@@ -88,4 +88,4 @@ def _within(query: Array, counts: Array, depth: int) -> Array:
     running = np.cumsum(counts)
     starts = np.flatnonzero(np.r_[True, query[1:] != query[:-1]])
     before: Array = np.repeat(running[starts] - counts[starts], np.diff(np.r_[starts, len(query)]))
-    return np.flatnonzero((running - before <= depth))
+    return np.flatnonzero(running - before <= depth)

@@ -11,14 +11,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from miner.chunks import cut, lengths_of
 from miner.encoders import Encoder, Kind, Paid, Vectors
 from miner.records import texts
 from miner.vector_cache import VectorCache
 
-CHUNK_TEXTS = 2048
-CHUNK_CHARS = 1_000_000
 Array = np.ndarray[Any, Any]
 
 
@@ -27,8 +25,8 @@ def run(
 ) -> int:
     """Bring the vector of every row into the cache. keys: S16[n]. Returns the number of texts encoded."""
     encoded = 0
-    lengths = _lengths(table)
-    for rows in chunks(lengths, keys, encoder.chunk_texts if isinstance(encoder, Paid) else CHUNK_TEXTS):
+    lengths = lengths_of(table)
+    for rows in cut(lengths, keys, encoder.chunk_texts if isinstance(encoder, Paid) else None):
         lacking = rows[cache.missing(keys[rows])]
         if len(lacking):
             chosen = list(texts(table, lacking.tolist()))
@@ -51,27 +49,3 @@ def _keep_each(encoder: Paid, chosen: list[str], kind: Kind, keys: Array, cache:
         if found:
             rows = sorted(found)
             cache.append(keys[rows], np.stack([found[row] for row in rows]))
-
-
-def _lengths(table: pa.Table) -> Array:
-    length = pc.utf8_length(table.column("text")).to_numpy()
-    if "title" in table.column_names:
-        length = length + pc.utf8_length(table.column("title")).to_numpy()
-    return np.asarray(length, np.int64)
-
-
-def chunks(lengths: Array, keys: Array, count: int | None = None) -> list[Array]:
-    """Row numbers of the distinct texts, longest first, in chunks of bounded count and size."""
-    _, first = np.unique(keys, return_index=True)
-    order = first[np.lexsort((keys[first], -lengths[first]))]
-    if not len(order):
-        return []
-    filled = np.cumsum(lengths[order])
-    cuts: list[int] = []
-    start = 0
-    while start < len(order):
-        base = filled[start - 1] if start else 0
-        stop = int(np.searchsorted(filled, base + CHUNK_CHARS, side="right"))
-        start = min(max(stop, start + 1), start + (count or CHUNK_TEXTS))
-        cuts.append(start)
-    return np.split(order, cuts[:-1])
