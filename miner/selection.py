@@ -38,7 +38,8 @@ def by_softmax(groups: Array, allowed: Array, score: Array, tickets: Array, temp
 
     Gumbel-top-k (Kool et al. 2019): the largest score/temperature + Gumbel noise, made from the tickets.
     """
-    uniform = (tickets.astype(float) + 0.5) / 2.0**64
+    # 52 bits and a half: never 0 nor 1, where the noise would be infinite.
+    uniform = ((tickets >> np.uint64(12)).astype(float) + 0.5) / 2.0**52
     return _ordered(groups, allowed, -(score.astype(float) / temperature - np.log(-np.log(uniform))))
 
 
@@ -68,9 +69,10 @@ def by_mmr(
     groups: Array, rows: Array, allowed: Array, score: Array, vectors: Array, balance: float, size: int
 ) -> Array:
     """Maximal marginal relevance (Carbonell & Goldstein 1998): the next one has the largest
-    balance * score - (1 - balance) * (largest cosine with those taken), scores scaled to 0..1 in the group.
+    balance * score - (1 - balance) * (largest cosine with those taken), of equals the better ranked.
 
-    vectors: float32[passages, d], L2-normalised. The first 2 * size of each group are ordered so, the rest by rank.
+    vectors: float32[passages, d], L2-normalised, read per group. The first 2 * size of each group are ordered so, their
+    scores scaled to 0..1 (equal ones count 1); the rest follow by rank.
     """
     order = by_rank(groups, allowed)
     for members in _groups(groups, (order > 0) & (order <= 2 * size)):
@@ -78,7 +80,7 @@ def by_mmr(
         span = relevance.max() - relevance.min()
         relevance = (relevance - relevance.min()) / span if span else np.ones(len(members))
         units = np.asarray(vectors[rows[members]], np.float32)
-        nearest = np.zeros(len(members))
+        nearest = np.full(len(members), -1.0)
         left = np.ones(len(members), bool)
         for step in range(len(members)):
             value = np.where(left, balance * relevance - (1 - balance) * nearest, -np.inf)
@@ -109,13 +111,14 @@ def over_quota(groups: Array, order: Array, retriever: Array, quotas: list[int |
 def cap(used: Array, groups: Array, rows: Array, order: Array, size: int, most: int) -> Array:
     """bool[n]: allowed rows skipped since their passage is in `most` pools already. Counts the pools up in `used`.
 
+    The next in order takes the place of a skipped one; rows behind a full pool are not skipped but never reached.
     Queries are served in their order, so a query's pool depends on those before it. used: int64[passages].
     """
     worn = np.zeros(len(groups), bool)
     for members in _groups(groups, order > 0):
         in_order = members[np.argsort(order[members], kind="stable")]
-        full = used[rows[in_order]] >= most
-        taken = in_order[~full][:size]
-        worn[in_order[full]] = True
-        used[rows[taken]] += 1
+        free = used[rows[in_order]] < most
+        reached = np.cumsum(free) - free < size
+        worn[in_order[~free & reached]] = True
+        used[rows[in_order[free & reached]]] += 1
     return worn
