@@ -15,6 +15,7 @@ from miner import ranking
 
 Array = np.ndarray[Any, Any]
 LEVEL = 0.95
+RESAMPLED = 4_000_000  # drawn queries held in memory, about 32 bytes each
 RANKS = (1, 3, 5, 10)
 MARGINS = (0.02, 0.05, 0.08, 0.12, 0.16, 0.2, 0.3)
 
@@ -68,7 +69,7 @@ def grid(scale: float = 1.0) -> list[Setting]:
     A margin of 0 is the same rule in both kinds and stands once.
     """
     relative = [Setting(rank, "relative", margin) for rank in RANKS for margin in (0.0, *MARGINS)]
-    absolute = [Setting(rank, "absolute", scale * margin) for rank in RANKS for margin in MARGINS]
+    absolute = [Setting(rank, "absolute", float(f"{scale * margin:.4g}")) for rank in RANKS for margin in MARGINS]
     return relative + absolute
 
 
@@ -222,7 +223,7 @@ def _bounds(sums: _Sums, seed: int, samples: int) -> list[tuple[float, float, fl
 def _resamples(queries: int, seed: int, samples: int) -> Iterator[Array]:
     """float64[queries, some]: how often each query is drawn in each sample. Hashes of counters, so no generator's
     version matters; whole numbers, so sums are exact in any order."""
-    at_once = max(1, 4_000_000 // queries)
+    at_once = max(1, RESAMPLED // queries)
     start = ranking.mix(np.array([seed], np.uint64))
     for first in range(0, samples, at_once):
         size = min(at_once, samples - first)
