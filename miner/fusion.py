@@ -25,9 +25,9 @@ class Fused(NamedTuple):
 
 
 def fuse(lists: list[Ranked], weights: list[float], method: str, k: int) -> Fused:
-    """rrf: sum of weight/(k + rank) (Cormack et al. 2009). weighted: sum of weight times the score scaled to 0..1 in the
-    query's list, a flat list counting 1 (a convex combination, Bruch et al. 2023). union: by turns, by best rank, then
-    by the order of the retrievers. One retriever alone keeps its order."""
+    """rrf: sum of weight/(k + rank) (Cormack et al. 2009). weighted: sum of weight times the score scaled to 0..1 in
+    the query's list, a flat list counting 1 (a convex combination, Bruch et al. 2023). union: by turns, by best rank,
+    then by the order of the retrievers. One retriever alone keeps its order."""
     base = 1 + max((int(rows.max(initial=-1)) for _, rows, _, _ in lists), default=-1)
     keys, place = np.unique(np.concatenate([q * base + r for q, r, _, _ in lists]), return_inverse=True)
     ranks = np.zeros((len(keys), len(lists)), np.int32)
@@ -50,7 +50,9 @@ def _value(lists: list[Ranked], place: Array, ranks: Array, weights: list[float]
         best = np.where(there, ranks, np.iinfo(np.int32).max)
         return np.asarray(-(best.min(axis=1) * float(len(lists)) + best.argmin(axis=1)))
     if method == "rrf":
-        return np.asarray(np.where(there, np.array(weights) / (k + ranks.astype(float)), 0).sum(axis=1))
+        parts = np.where(there, np.array(weights) / (k + ranks.astype(float)), 0)
+        parts.sort(axis=1)  # rounding depends on the order of a sum, and ranks 1, 2, 3 are worth what 3, 1, 2 are
+        return np.asarray(parts.sum(axis=1))
     total = np.zeros(len(ranks))
     start = 0
     for weight, (query, _, _, score) in zip(weights, lists, strict=True):

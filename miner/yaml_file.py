@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pprint import pformat
 from typing import Any
 
 import yaml
@@ -96,17 +97,17 @@ def _scalar(value: Any) -> str:
 def set_values(text: str, values: dict[str, Any]) -> str:
     """The same YAML with keys set, {"mining.depth": 200, …}; comments and all other lines stay byte for byte.
 
-    A missing key goes behind the last one of its section, a missing section behind the last one of the file. A value
-    that is there already keeps its spelling. values: what YAML has a word for (None, bool, int, float, str, lists).
-    Raises UserError where it cannot be done without losing something: where the value is a section, a longer list or an
-    alias now, and where a section should be and a value is.
+    A missing key goes to the top of its section, so that comments on other keys stay beside them; a missing section to
+    the end of the file. A value that is there already keeps its spelling. values: what YAML has a word for (None, bool,
+    int, float, str, lists). Raises UserError where it cannot be done without losing something: where the value is a
+    section, a longer list or an alias now, and where a section should be and a value is.
     """
     for dotted, value in values.items():
         before = _load(text, dotted)
         wanted = _with(before, dotted.split("."), value, dotted)
-        if repr(before) != repr(wanted):  # by repr, since True == 1 and nan != nan
+        if pformat(before) != pformat(wanted):  # in words, since True == 1 and nan != nan
             text = _set(text, dotted.split("."), value, dotted)
-        if repr(_load(text, dotted)) != repr(wanted):
+        if pformat(_load(text, dotted)) != pformat(wanted):
             raise _by_hand(dotted, "it is written in an unusual way")
     return text
 
@@ -130,17 +131,16 @@ def _with(raw: Any, trail: list[str], value: Any, dotted: str) -> dict[str, Any]
 
 
 def _set(text: str, trail: list[str], value: Any, dotted: str) -> str:
-    node, indent, flow = yaml.compose(text, Loader=yaml.SafeLoader), 0, False
+    node, header, flow = yaml.compose(text, Loader=yaml.SafeLoader), None, False
     for depth, name in enumerate(trail):
         if not isinstance(node, yaml.MappingNode):
-            return _fill(text, node, trail[depth:], value, indent, flow)
+            return _fill(text, node, header, trail[depth:], value, flow)
         flow = flow or bool(node.flow_style)
         entry = next(((key, item) for key, item in reversed(node.value) if key.value == name), None)
         if entry is None:
-            return _append(text, node, trail[depth:], value, flow)
-        key, node = entry
-        indent = key.start_mark.column + 2
-        if node.start_mark.index < key.end_mark.index:
+            return _insert(text, node, header, trail[depth:], value, flow)
+        header, node = entry
+        if node.start_mark.index < header.end_mark.index:
             raise _by_hand(dotted, "an alias stands there")
     assert node is not None, "the trail is not empty"
     return _replace(text, node, value, dotted)
@@ -153,22 +153,27 @@ def _replace(text: str, node: yaml.Node, value: Any, dotted: str) -> str:
     return text[:start] + _gap(text, start) + _plain(value) + text[end:]
 
 
-def _fill(text: str, node: yaml.Node | None, trail: list[str], value: Any, indent: int, flow: bool) -> str:
+def _fill(text: str, node: yaml.Node | None, header: yaml.Node | None, trail: list[str], value: Any, flow: bool) -> str:
     """Put the first keys into a section that is empty: no value at all, or null."""
     start, end = _span(text, node) if node is not None else (0, 0)
     if flow:
         return text[:start] + _gap(text, start) + "{" + _flow(trail, value) + "}" + text[end:]
     head = text[:start].rstrip(" ") if end > start else text[:start]
     text = head + text[end:]
-    return _new_lines(text, len(head) if indent else len(text), trail, value, indent)
+    indent = header.start_mark.column + 2 if header else 0
+    return _new_lines(text, len(head) if header else len(text), trail, value, indent)
 
 
-def _append(text: str, node: yaml.MappingNode, trail: list[str], value: Any, flow: bool) -> str:
-    if not flow:
-        return _new_lines(text, _last(text, node), trail, value, node.value[0][0].start_mark.column)
-    at = _last(text, node, inside=True) if node.value else node.start_mark.index + 1
-    comma = ", " if node.value else ""
-    return text[:at] + comma + _flow(trail, value) + text[at:]
+def _insert(
+    text: str, node: yaml.MappingNode, header: yaml.Node | None, trail: list[str], value: Any, flow: bool
+) -> str:
+    """Put the first of several keys into a section, or the last into the file."""
+    if flow:
+        at = text.index("{", node.start_mark.index) + 1
+        return text[:at] + _flow(trail, value) + (", " if node.value else "") + text[at:]
+    end = node.end_mark.index
+    last = len(text) if end >= len(text) else end - 1  # the file may close with "..."
+    return _new_lines(text, header.end_mark.index if header else last, trail, value, node.value[0][0].start_mark.column)
 
 
 def _new_lines(text: str, at: int, trail: list[str], value: Any, indent: int) -> str:
@@ -180,18 +185,6 @@ def _new_lines(text: str, at: int, trail: list[str], value: Any, indent: int) ->
     if end >= 0:
         return text[: end + 1] + block + text[end + 1 :]
     return text + (newline if text[-1:] not in ("", "\n", "\ufeff") else "") + block
-
-
-def _last(text: str, node: yaml.Node, inside: bool = False) -> int:
-    """Where the last word of a mapping ends. A node's own end lies behind the comments that follow it."""
-    no_words = (yaml.BlockEndToken, yaml.KeyToken, yaml.FlowEntryToken, yaml.DocumentEndToken, yaml.StreamEndToken)
-    end = node.end_mark.index - inside
-    marks = [
-        token.end_mark.index
-        for token in yaml.scan(text, Loader=yaml.SafeLoader)
-        if not isinstance(token, no_words) and node.start_mark.index <= token.start_mark.index < end
-    ]
-    return len(text[: max(mark for mark in marks if mark <= node.end_mark.index)].rstrip())
 
 
 def _span(text: str, node: yaml.Node) -> tuple[int, int]:

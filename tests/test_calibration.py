@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from pprint import pformat
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miner import calibration, ranking, yaml_file
+from miner import calibration, ranking, template, yaml_file
 from miner.calibration import Setting
 from miner.errors import UserError
 
@@ -235,9 +236,16 @@ llm:
 
 def test_keys_are_changed_and_put_in_and_all_else_stays():
     values = {"mining.depth": 200, "mining.margin_absolute": None, "mining.index.refine": 8, "teacher.model": "a: b"}
-    assert yaml_file.set_values(JOB, values) == JOB.replace("100 ", "200 ").replace(
-        "true}", "true, refine: 8}"
-    ).replace("exact\n", "exact\n  margin_absolute: null\n") + ("teacher:\n  model: 'a: b'\n")
+    expected = JOB.replace("100 ", "200 ").replace("{kind", "{refine: 8, kind")
+    expected = expected.replace("# how\n", "# how\n  margin_absolute: null\n") + "teacher:\n  model: 'a: b'\n"
+    assert yaml_file.set_values(JOB, values) == expected
+
+
+def test_in_a_file_of_init_the_new_section_comes_last():
+    """Otherwise keys that are commented out there would belong to another section."""
+    text = template.job_file()
+    changed = yaml_file.set_values(text, {"mining.rank_min": 3, "mining.margin_relative": 1e-7})
+    assert changed == text + "mining:\n  margin_relative: 1.0e-07\n  rank_min: 3\n"
 
 
 @pytest.mark.parametrize(
@@ -251,13 +259,15 @@ def test_keys_are_changed_and_put_in_and_all_else_stays():
         ("mining: ~\nb: 1\n", "mining:\n  depth: 7\nb: 1\n"),
         ("mining: {}", "mining: {depth: 7}"),
         ("{a: [1], mining: }", "{a: [1], mining: {depth: 7} }"),
-        ("mining:\n    a: |\n      x\n\n# c\n", "mining:\n    a: |\n      x\n    depth: 7\n\n# c\n"),
+        ("{ # c\n a: 1}", "{mining: {depth: 7},  # c\n a: 1}"),
+        ("mining: !!map {a: 1}", "mining: !!map {depth: 7, a: 1}"),
+        ("mining:\n    a: |\n      x\n\n# c\n", "mining:\n    depth: 7\n    a: |\n      x\n\n# c\n"),
         ("mining:\n  depth:   # c\n", "mining:\n  depth: 7   # c\n"),
         ("mining:\n  depth: 0x7 # c\n", "mining:\n  depth: 0x7 # c\n"),
         ("mining:\n  depth: >\n    a\n    b\n  # c\nb: 1\n", "mining:\n  depth: 7\n  # c\nb: 1\n"),
         ("mining:\n  depth: 'a\n    b' # c\n", "mining:\n  depth: 7 # c\n"),
-        ("a: &a {x: 1}\nmining:\n  <<: *a # c\n", "a: &a {x: 1}\nmining:\n  <<: *a # c\n  depth: 7\n"),
-        ("mining:\n  a:\n  - b: 1 # c\n  # d\ne: 2\n", "mining:\n  a:\n  - b: 1 # c\n  depth: 7\n  # d\ne: 2\n"),
+        ("a: &a {x: 1}\nmining:\n  <<: *a # c\n", "a: &a {x: 1}\nmining:\n  depth: 7\n  <<: *a # c\n"),
+        ("mining:\n  a:\n  - b: 1 # c\n  # d\ne: 2\n", "mining:\n  depth: 7\n  a:\n  - b: 1 # c\n  # d\ne: 2\n"),
         ("a: 1\n...\n", "a: 1\nmining:\n  depth: 7\n...\n"),
     ],
 )
@@ -311,7 +321,7 @@ def test_what_is_read_back_is_the_change_and_the_comments_stay(tree, section, ke
         assert not fits, text
         return
     expected[section] = {**(there or {}), key: value}
-    assert repr(yaml.safe_load(changed)) == repr(expected)
+    assert pformat(yaml.safe_load(changed)) == pformat(expected)
     gone = [line for line in text.split("\n") if line not in changed.split("\n")]
     assert len(gone) <= 1 or flow
     assert changed.count("# note") == text.count("# note")

@@ -110,6 +110,16 @@ def test_orders_by_arithmetic(method, weights, rows):
     assert two(method, *weights) == rows
 
 
+@pytest.mark.parametrize("k", range(1, 100))
+def test_equal_ranks_in_any_retrievers_are_a_tie(k):
+    """0 has the ranks 1, 2, 3 and 4, 1 and 2 and 3 the same in other orders."""
+    orders = ([0, 1, 2, 3], [3, 0, 1, 2], [2, 3, 0, 1], [1, 2, 3, 0])
+    lists = [ranked({0: {row: -rank for rank, row in enumerate(order)}}) for order in orders]
+    found = fusion.fuse(lists, [1.0] * 4, "rrf", k)
+    assert len(set(found.fused.tolist())) == 1
+    assert found.row.tolist() == [0, 1, 2, 3]
+
+
 def test_a_flat_list_counts_in_full():
     flat, single = ranked({0: {0: 3, 1: 3}}), ranked({0: {2: -7}})
     assert fusion.fuse([flat, single], [1.0, 0.5], "weighted", 60).fused.tolist() == [1.0, 1.0, 0.5]
