@@ -85,18 +85,21 @@ def curve(
     seed: int,
     samples: int = 1000,
     queries: int | None = None,
+    count_unjudged: bool | None = None,
 ) -> list[Point]:
     """A point per setting, in the order of the grid. Each query gives its first `negatives` passages that pass.
 
     query int64[n], rank int32[n], score and lowest positive score float32[n], relevant int8[n] (1 relevant, 0 judged
     and irrelevant, -1 not judged). queries: how many were asked; None: those in the lists, where a query of which
     nothing was left is missing from `kept` and `full`. samples: of the bootstrap, which draws whole queries, since
-    the passages of one query err together. An empty list gives points with nothing kept and upper 1.
+    the passages of one query err together. count_unjudged: whether fn takes the unjudged for irrelevant; None: only if
+    nothing here was judged irrelevant, so name it where parts of one list shall be compared. An empty list gives points
+    with nothing kept and upper 1.
     """
     codes = np.cumsum(ranking.position(query) == 0) - 1
     present = int(codes[-1]) + 1 if len(codes) else 0
     total = max(present, queries or 0)
-    everything = not np.any(relevant == 0)
+    everything = not np.any(relevant == 0) if count_unjudged is None else count_unjudged
     lists = (codes, rank, score, lowest, relevant)
     sums = _sums(lists, max(total, 1), negatives, grid, everything)
     bounds = _bounds(sums, seed, samples)

@@ -81,6 +81,15 @@ def test_queries_without_any_candidate_are_counted_when_told(rows):
     assert more[5:9] == plain[5:9]
 
 
+@pytest.mark.parametrize(("rest", "count", "judged"), [(-1, None, 3), (0, None, 2), (-1, False, 1), (0, True, 3)])
+def test_the_unjudged_count_as_irrelevant_only_where_nothing_else_is_judged_so(rest, count, judged):
+    rows = [(0, 1, 1), (0, 0, rest), (0, 0, -1)]
+    (point,) = curve(rows, [Setting(1, "relative", 0)], negatives=3, count_unjudged=count)
+    assert (point.kept, point.judged, point.relevant) == (3.0, judged, 1)
+    assert point.fn == pytest.approx(1 / judged)
+    assert point.fn_all == pytest.approx(1 / 3)
+
+
 def test_nothing_is_safe_where_nothing_is_known():
     (point,) = curve([], [Setting(1, "relative", 0.1)])
     assert (point.kept, point.fn, point.interval, point.upper) == (0.0, None, (0.0, 1.0), 1.0)
