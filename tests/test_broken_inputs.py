@@ -327,7 +327,7 @@ VARIANTS = [
     settings("no ONNX file", "encoder.onnx_file=no.onnx", "encoder.onnx_file no.onnx: no such file"),
     case("blank lines", write("data/queries.jsonl", "\n \n\r\n"), "queries.jsonl: the file holds no rows"),
     job_file(
-        "key far off", "mining: {zzz: 1}\n", "job.yaml:1: unknown key mining.zzz; the keys here are block, depth, marg"
+        "key far off", "mining: {zzz: 1}\n", "job.yaml:1: unknown key mining.zzz; the keys here are bands, block, de"
     ),
 ]
 

@@ -58,7 +58,9 @@ class World:
             fused = candidates.fused(where, [table], mining)
             pairs = world.positives_of(where)
             shown = np.einsum("ij,ij->i", vectors[1][where.low + pairs[:, 0]], vectors[0][pairs[:, 1]])
-            scores = candidates.Scores(fused.scores[:, 0], shown, *(np.full(len(x), np.nan) for x in (fused.row, shown)))
+            scores = candidates.Scores(
+                fused.scores[:, 0], shown, *(np.full(len(x), np.nan) for x in (fused.row, shown))
+            )
             for rows, part in zip(found, candidates.run(world, where, fused, scores, [], mining, draw), strict=True):
                 rows += [{k: v for k, v in row.items() if k not in NEW} for row in part.to_pylist()]
         return found

@@ -118,7 +118,7 @@ def test_run_and_status_tell_the_counts(job, miner):
     for text in (done.stdout, shown):
         assert re.search(r"^corpus +.*passages 26, queries 16, qrels 16", text, re.MULTILINE)
         assert re.search(r"^export +", text, re.MULTILINE)
-    assert shown.count("fresh") == 5
+    assert shown.count("fresh") == 7
     assert f"job: {path.parent}/job.job" in shown.splitlines()
 
 
@@ -129,9 +129,11 @@ def test_a_dry_run_says_what_would_run_and_runs_nothing(job, miner):
     assert [(s["step"], s["state"]) for s in shown["steps"]] == [
         ("corpus", "fresh"),
         ("vectors", "fresh"),
-        ("candidates", "changed: mining.depth"),
-        ("decisions", "follows candidates"),
-        ("export", "follows candidates"),
+        ("index", "changed: depth"),
+        ("retrieved_dense", "follows index"),
+        ("candidates", "follows index"),
+        ("decisions", "follows index"),
+        ("export", "follows index"),
     ]
     assert shown["judge requests"] == 0
     assert sorted(path.parent.rglob("*")) == before

@@ -25,6 +25,7 @@ ENDPOINT = {
     "attempts": 6,
     "structured": "json_schema",
 }
+RETRIEVER = ("name", "depth", "rank_min", "rank_max", "quota", "file", "language")
 DEFAULTS = {
     "data": {
         "format": "auto",
@@ -45,7 +46,14 @@ DEFAULTS = {
     | {"batch_size": 64, "request_tokens": 32_000, "concurrency": 8, "timeout_s": 60.0, "attempts": 6}
     | {"passages_file": None, "queries_file": None},
     "mining": {"depth": 100, "rank_min": 1, "rank_max": None, "margin_absolute": None, "margin_relative": 0.05}
-    | {"score_min": None, "score_max": None, "sample": "top", "negatives": 7, "block": 1024},
+    | {"score_min": None, "score_max": None, "sample": "top", "negatives": 7, "block": 1024, "margin_on": "dense"}
+    | {"fusion": "rrf", "rrf_k": 60, "temperature": 0.05, "bands": 3, "mmr_lambda": 0.7, "max_uses": None}
+    | {"retrievers": [{"kind": "dense", "weight": 1.0} | dict.fromkeys(RETRIEVER, None)]}
+    | {"index": {"kind": "auto", "memory_gb": None, "recall_target": 0.95, "sample": 200, "refine": 4, "gpu": True}},
+    "teacher": None,
+    "filters": dict.fromkeys(
+        ["near_duplicate_jaccard", "near_duplicate_cosine", "answers", "twin_queries", "group"], None
+    ),
     "llm": ENDPOINT,
     "judge": {"enabled": True, "prompt": "graded", "pool": None, "relevant_from": 2, "irrelevant_to": 1}
     | {"max_chars": 4000, "llm": None},
@@ -54,6 +62,7 @@ DEFAULTS = {
     "export": {"formats": ["flagembedding", "st-ntuple", "st-triplet"], "min_negatives": 1}
     | {"ntuple_negatives": None, "prompt": "", "scores": True},
     "seed": 13,
+    "previous": None,
     "vector_cache": None,
     "prompts": None,
 }
@@ -240,6 +249,7 @@ def models(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
 
 SCHEMA = Job.model_json_schema()
 KEYWORDS = {
+    "pattern",
     *("type", "enum", "const", "anyOf", "items", "properties", "required", "additionalProperties", "$ref", "$defs"),
     *("title", "description", "default", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
     *("minLength", "minItems"),

@@ -66,7 +66,7 @@ def test_a_second_run_asks_nothing_and_redoes_nothing(tmp_path, miner):
         asked, files = len(server.bodies), tree_digest(tmp_path / "job.job/export")
         again = miner("run", job)
         assert len(server.bodies) == asked
-    assert again.stderr.count(": fresh") == 8
+    assert again.stderr.count(": fresh") == 10
     assert tree_digest(tmp_path / "job.job/export") == files
 
 

@@ -16,8 +16,10 @@ FLOORS = (
     "shingles ranking fusion selection calibration numbering prompts progress",
     "readers encoders searchers teachers llms exporters",
     "readers.rows readers.pairs readers.beir readers.flagembedding readers.hub"
-    " encoders.families encoders.files encoders.onnx encoders.torch encoders.m3 encoders.remote encoders.services encoders.precomputed encoders.int8 encoders.shape"
-    " searchers.dense searchers.bm25 searchers.trec_run searchers.sparse searchers.multivector teachers.files teachers.cross_encoder"
+    " encoders.families encoders.files encoders.onnx encoders.torch encoders.m3"
+    " encoders.remote encoders.services encoders.precomputed encoders.int8 encoders.shape"
+    " searchers.dense searchers.bm25 searchers.trec_run searchers.sparse searchers.multivector"
+    " teachers.files teachers.cross_encoder"
     " llms.openai llms.recorded llms.batch_files exporters.flagembedding exporters.sentence_transformers",
     "stages stages.corpus stages.vectors stages.m3_vectors stages.retrieved stages.teacher"
     " stages.filters stages.candidates stages.judgments stages.synthetic stages.decisions"

@@ -230,7 +230,7 @@ def test_killed_between_promotion_and_stamp(finished, tmp_path, miner, server, r
     asked, before = len(server.bodies), inodes(folder, "vector_cache/*/*.npy")
     again = miner("run", job)
     assert f"{step}: not done yet" in again.stderr
-    assert again.stderr.count(": fresh") == 7
+    assert again.stderr.count(": fresh") == 9
     assert tree_digest(folder / "export") == reference
     assert len(server.bodies) == asked
     assert inodes(folder, "vector_cache/*/*.npy") == before

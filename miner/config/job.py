@@ -58,6 +58,8 @@ class Job(Model):
                 raise ValueError(f"llm.model is not set: name a model, or set {name}.enabled: false")
         if self.generator.enabled and not self.judge.enabled:
             raise ValueError("generator.enabled needs judge.enabled: nothing generated is kept unjudged")
+        if self.generator.enabled and self.encoder.backend == "precomputed":
+            raise ValueError("generator.enabled needs an encoder that can encode what is written, not precomputed")
         if self.mining.margin_on == "teacher" and self.teacher is None:
             raise ValueError("mining.margin_on: teacher needs teacher.model")
         if self.judge.pool is not None and self.judge.pool < self.mining.negatives:

@@ -9,11 +9,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from miner.encoders import Encoder
 from miner.encoders.files import onnx_files
 from miner.errors import UserError
 from miner.store import digest, file_digest, promote
@@ -23,6 +22,12 @@ WEIGHTS_OF_8_BITS = {2, 3}  # uint8 and int8 in https://github.com/onnx/onnx/blo
 LARGE = 1_500_000_000  # above 2 GB a protobuf keeps its weights in a file of their own
 SAMPLE = 300
 NEAREST = 10
+
+
+class Encoder(Protocol):
+    """As miner.encoders.Encoder, which imports this module."""
+
+    def encode(self, texts: list[str], kind: Any) -> Any: ...
 
 
 def quantised(source: Path) -> Path:
