@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from miner import config
-from miner.encoders import Vectors
 from miner.errors import UserError
 from miner.store import file_digest, replace
+
+Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
 BLOCK_BYTES = 32 << 20
 IDS = (".ids.txt", ".ids.json", ".ids.npy")
