@@ -39,9 +39,9 @@ def margin(run: Context, golden: Path | None, target: float, share: float) -> di
         raise UserError(f"calibrate margin: {len(queries)} queries are judged, too few to choose on one half of them")
     first, second = queries[::2], queries[1::2]
     wanted, seed = run.job.mining.negatives, run.job.seed
-    points = _curve(lists, first, calibration.grid(_scale(lists)), wanted, seed)
+    points = _curve(lists, first, calibration.grid(_scale(lists)), wanted, seed, golden is None)
     chosen = calibration.choose(points, target)
-    held_out = chosen and _curve(lists, second, [calibration.Setting(*chosen[:3])], wanted, seed)[0]
+    held_out = chosen and _curve(lists, second, [calibration.Setting(*chosen[:3])], wanted, seed, golden is None)[0]
     return {
         "target": target,
         "source": str(golden) if golden else f"{len(relevance)} hidden positives",
@@ -54,11 +54,16 @@ def margin(run: Context, golden: Path | None, target: float, share: float) -> di
 
 
 def _curve(
-    lists: tuple[Array, ...], queries: Array, grid: list[calibration.Setting], wanted: int, seed: int
+    lists: tuple[Array, ...], queries: Array, grid: list[calibration.Setting], wanted: int, seed: int, unjudged: bool
 ) -> list[calibration.Point]:
     own = np.isin(lists[0], queries)
     return calibration.curve(
-        *(column[own] for column in lists), negatives=wanted, grid=grid, seed=seed, queries=len(queries)
+        *(column[own] for column in lists),
+        negatives=wanted,
+        grid=grid,
+        seed=seed,
+        queries=len(queries),
+        count_unjudged=unjudged,
     )
 
 
@@ -135,9 +140,10 @@ def _opened(mining: Mining) -> Mining:
 def write(job_file: Path, chosen: dict[str, Any]) -> None:
     """Put the chosen window and margin into the job file; every other line and comment stays as it is."""
     values = {
-        "rank_min": chosen["rank_min"],
-        "margin_absolute": chosen["margin"] if chosen["kind"] == "absolute" else None,
-        "margin_relative": chosen["margin"] if chosen["kind"] == "relative" else None,
+        "mining.rank_min": chosen["rank_min"],
+        "mining.margin_absolute": chosen["margin"] if chosen["kind"] == "absolute" else None,
+        "mining.margin_relative": chosen["margin"] if chosen["kind"] == "relative" else None,
     }
-    text = job_file.read_text(encoding="utf-8")
-    store.write_text(job_file, yaml_file.with_values(text, "mining", values))
+    text = job_file.read_bytes().decode()  # as bytes, so that line ends stay what they are
+    changed = yaml_file.set_values(text, values).encode()
+    store.replace(job_file, lambda part: part.write_bytes(changed))

@@ -62,34 +62,6 @@ def _lines(text: str, path: Path) -> dict[Trail, int]:
     return found
 
 
-def with_values(text: str, section: str, values: dict[str, Any]) -> str:
-    """The text with scalar values of a top-level section set; every other line and comment stays as it is.
-
-    Raises UserError where the section, or one of the values, is written in braces or over several lines.
-    """
-    root = yaml.compose(text, yaml.SafeLoader)
-    pairs = {key.value: node for key, node in root.value} if isinstance(root, yaml.MappingNode) else {}
-    lines = text.splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines[-1] += "\n"
-    node = pairs.get(section)
-    if node is None or (isinstance(node, yaml.ScalarNode) and not node.value):
-        lines = [line for line in lines if line.split("#")[0].strip() != f"{section}:"]
-        return "".join([*lines, f"{section}:\n", *(f"  {key}: {_scalar(v)}\n" for key, v in values.items())])
-    if not isinstance(node, yaml.MappingNode) or node.flow_style:
-        raise UserError(f"{section}: written in braces; write its keys on lines of their own, or set them by hand")
-    known = {key.value: (key, value) for key, value in node.value}
-    first = node.value[0][0].start_mark
-    new = [f"{' ' * first.column}{key}: {_scalar(value)}\n" for key, value in values.items() if key not in known]
-    for key in (key for key in values if key in known):
-        start, end = known[key][1].start_mark, known[key][1].end_mark
-        if start.line != end.line:
-            raise UserError(f"{section}.{key}: written over several lines; set it by hand to {_scalar(values[key])}")
-        line = lines[start.line]
-        lines[start.line] = line[: start.column] + _scalar(values[key]) + line[end.column :]
-    return "".join([*lines[: first.line], *new, *lines[first.line :]])
-
-
 def _scalar(value: Any) -> str:
     return "null" if value is None else str(value)
 

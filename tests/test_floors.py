@@ -52,7 +52,7 @@ SIDEWAYS = {
     "steps": "encoders.precomputed",
     "vector_cache": "store",
     "readers": "readers.rows",
-    "encoders": "encoders.files encoders.int8 encoders.precomputed encoders.remote",
+    "encoders": "encoders.files encoders.int8 encoders.precomputed",
     "readers.beir": "readers.rows",
     "readers.pairs": "readers.rows",
     "readers.flagembedding": "readers.rows readers.pairs",

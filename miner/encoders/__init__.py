@@ -24,6 +24,7 @@ Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
 log = logging.getLogger("miner")
 BACKENDS = {"onnx": "miner.encoders.onnx", "torch": "miner.encoders.torch"}
+REMOTE = "miner.encoders.remote"
 
 
 class Encoder(Protocol):
@@ -55,9 +56,8 @@ def load(settings: config.Encoder) -> Encoder:
     if settings.backend == "precomputed":
         raise UserError("encoder.backend precomputed cannot encode new texts (generated ones); name a model for that")
     if settings.remote:
-        from miner.encoders import remote
-
-        return remote.load(settings)
+        chosen: Encoder = importlib.import_module(REMOTE).load(settings)
+        return chosen
     found = files.find(settings)
     encoder: Encoder = importlib.import_module(BACKENDS[found.backend]).load(settings, found)
     return encoder
@@ -80,9 +80,8 @@ def fingerprint(settings: config.Encoder) -> dict[str, Any]:
     from miner.encoders import files, precomputed
 
     if settings.remote:
-        from miner.encoders import remote
-
-        return remote.fingerprint(settings)
+        found: dict[str, Any] = importlib.import_module(REMOTE).fingerprint(settings)
+        return found
     if settings.backend == "precomputed":
         return precomputed.fingerprint(settings)
     return files.fingerprint(files.find(settings))
