@@ -110,11 +110,12 @@ def _pairs(path: Path) -> Iterator[tuple[str, str, int]]:
             del cells[1]
         if len(cells) != 3:
             raise UserError(f"{place}: {len(cells)} columns; write query_id, doc_id and relevance")
-        if not cells[2].strip().lstrip("-").isdigit():
+        grade = cells[2].strip()
+        if not grade.removeprefix("-").isdecimal():
             if number == 1:
                 continue
-            raise UserError(f"{place}: relevance {cells[2][:40]!r} is no whole number")
-        yield cells[0], cells[1], int(cells[2])
+            raise UserError(f"{place}: relevance {grade[:40]!r} is no whole number")
+        yield cells[0], cells[1], int(grade)
 
 
 def _judged(run: Context, world: Numbered, relevance: dict[tuple[int, int], int]) -> tuple[Array, ...]:
