@@ -6,7 +6,6 @@ done again.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -88,8 +87,7 @@ def dense_searcher(run: Context, world: Numbered, retriever: Retriever) -> searc
     from miner.searchers import dense
 
     folder = run.folder.step("index")
-    choice = dense.Choice(**json.loads((folder / dense.CHOICE).read_text(encoding="utf-8")))
-    return dense.open(*_vectors(run), folder, choice, run.job.mining.index)
+    return dense.open(*_vectors(run), folder, dense.chosen(folder), run.job.mining.index)
 
 
 def bm25_searcher(run: Context, world: Numbered, retriever: Retriever) -> searchers.Searcher:

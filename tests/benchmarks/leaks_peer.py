@@ -50,7 +50,7 @@ def mine(data: Data, settings: dict[str, Any], seed: int) -> Kept:
         verbose=False,
         **settings,
     )
-    kept: Kept = {}
+    found: dict[str, dict[str, None]] = {}  # a query text that stands for several queries is mined once, there
     for query, negative in zip(mined["query"], mined["negative"], strict=True):
-        kept.setdefault(texts["q:" + query], []).append(texts["p:" + negative])
-    return kept
+        found.setdefault(query, {})[texts["p:" + negative]] = None
+    return {query: list(found.get(text, ())) for query, text in data.queries.items()}
