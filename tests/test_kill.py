@@ -261,7 +261,7 @@ def test_what_dead_processes_left_about_does_no_harm(finished, tmp_path, miner, 
     (cache / "0123.npy").write_bytes(b"a shard without its keys")
     asked = len(server.bodies)
     again = miner("run", job)
-    assert again.stderr.count(": fresh") == 6
+    assert again.stderr.count(": fresh") == 8
     assert tree_digest(folder / "export") == reference
     assert len(server.bodies) == asked
     assert not (folder / ".judgments.old").exists()
