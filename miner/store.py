@@ -155,3 +155,21 @@ def promote(work: Path, final: Path) -> None:
     work.replace(final)
     sync_folder(final.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def made(folder: Path, name: str, make: Callable[[Path], None]) -> Path:
+    """folder/name, made by `make` in a folder beside it if it is not there; another process may do the same."""
+    target = folder / name
+    if not target.is_file():
+        work = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            make(work / name)
+            promote(work, folder)
+        except OSError as error:
+            raise UserError(
+                f"{folder.parent}: cannot write ({error.strerror}); set XDG_CACHE_HOME to another folder"
+            ) from None
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return target

@@ -62,10 +62,6 @@ def _lines(text: str, path: Path) -> dict[Trail, int]:
     return found
 
 
-def _scalar(value: Any) -> str:
-    return "null" if value is None else str(value)
-
-
 def set_values(text: str, values: dict[str, Any]) -> str:
     """The same YAML with keys set, {"mining.depth": 200, …}; comments and all other lines stay byte for byte.
 

@@ -13,7 +13,7 @@ FLOORS = (
     "miner records errors",
     "config config.base config.data config.encoder config.mining config.llm config.job config.load"
     " yaml_file store ledger vector_cache ragged_cache chunks",
-    "shingles ranking fusion selection calibration numbering prompts progress",
+    "shingles ranking fusion selection calibration numbering prompts progress models provider",
     "readers encoders searchers teachers llms exporters",
     "readers.rows readers.pairs readers.beir readers.flagembedding readers.hub"
     " encoders.families encoders.files encoders.onnx encoders.torch encoders.m3"

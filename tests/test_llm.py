@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from loopback import SOON, Loopback, Reply, close_midway, completion, drip, failure, raw, reset_midway
 
-from miner import llms
+from miner import llms, provider
 from miner.config import Endpoint
 from miner.errors import ProviderStop, UserError
 from miner.ledger import Answer, Request
@@ -48,7 +48,7 @@ def ask(server: Loopback, count: int = 1, key: str = KEY, **settings: Any) -> di
 
 @pytest.fixture
 def hurry(monkeypatch):
-    monkeypatch.setattr(openai, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(provider, "FIRST_WAIT_S", 0.001)
 
 
 # ---------------------------------------------------------------- one request
@@ -97,12 +97,12 @@ def test_a_server_that_names_its_time_is_waited_for():
     ("given", "low", "high"),
     [
         ("7", 7, 7),
-        ("3600", openai.LONGEST_WAIT_S, openai.LONGEST_WAIT_S),
-        ("inf", openai.LONGEST_WAIT_S, openai.LONGEST_WAIT_S),
+        ("3600", provider.LONGEST_WAIT_S, provider.LONGEST_WAIT_S),
+        ("inf", provider.LONGEST_WAIT_S, provider.LONGEST_WAIT_S),
         ("-3", 0, 0),
-        ("soon", 0, openai.FIRST_WAIT_S * 2),
-        ("nan", 0, openai.FIRST_WAIT_S * 2),
-        (None, 0, openai.FIRST_WAIT_S * 2),
+        ("soon", 0, provider.FIRST_WAIT_S * 2),
+        ("nan", 0, provider.FIRST_WAIT_S * 2),
+        (None, 0, provider.FIRST_WAIT_S * 2),
     ],
 )
 def test_the_wait_is_bounded(given, low, high):
@@ -112,7 +112,7 @@ def test_the_wait_is_bounded(given, low, high):
         429, headers={"retry-after": given} if given else {}, request=httpx2.Request("POST", "http://x")
     )
     failed = openai.openai.APIStatusError("no", response=reply, body=None)
-    assert low <= openai._wait(1, failed) <= high
+    assert low <= provider.wait(1, failed) <= high
 
 
 @pytest.mark.usefixtures("hurry")
@@ -183,7 +183,7 @@ def test_a_provider_that_refuses_all_is_asked_no_more(reply):
 
 def test_the_key_is_taken_out_before_the_text_is_cut():
     for place in range(185, 202):
-        assert "toy" not in openai._clean("x" * place + KEY, KEY)
+        assert "toy" not in provider.clean("x" * place + KEY, KEY)
 
 
 def test_what_stops_a_worker_comes_out_as_itself():

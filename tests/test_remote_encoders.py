@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from loopback import Loopback, failure
 from typer.testing import CliRunner
 
-from miner import cli, config, encoders
+from miner import cli, config, encoders, provider
 from miner.encoders import remote
 from miner.errors import ProviderStop, UserError
 from miner.stages import vectors
@@ -37,7 +37,7 @@ BOTH = pytest.mark.parametrize("backend", ["openai", "cohere"])
 def key(monkeypatch):
     monkeypatch.setenv("TOY_KEY", "sk-secret")
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(provider, "FIRST_WAIT_S", 0.001)
 
 
 def settings(server: Loopback, backend: str = "openai", **more) -> config.Encoder:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from miner.errors import UserError
 
@@ -33,3 +34,19 @@ def is_address(value: str) -> bool:
         return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
     except ValueError:
         return False
+
+
+def _only_by_name(value: str | None) -> str | None:
+    if value is not None and not ENV.fullmatch(value):
+        raise ValueError("a key stands in the job file only as ${NAME} of an environment variable")
+    return value
+
+
+def _address(value: str | None) -> str | None:
+    if value is not None and not is_address(value):
+        raise ValueError("not a web address; write http(s)://host:port/v1")
+    return value
+
+
+KeyName = Annotated[str | None, AfterValidator(_only_by_name)]
+Address = Annotated[str | None, AfterValidator(_address)]

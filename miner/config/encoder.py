@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from miner.config.base import ENV, Model, is_address
+from miner.config.base import Address, KeyName, Model
 
 REMOTE = ("openai", "cohere")
 # Keys that only some backends read; a value for another backend would have no effect, and is refused.
@@ -50,8 +50,8 @@ class Encoder(Model):
     threads: int = Field(0, ge=0, le=4096, description="Threads of ONNX Runtime; 0: one a core.")
     device: str | None = Field(None, description="torch device, for example cuda:0; null: the best there is.")
     trust_remote_code: bool = Field(False, description="Run Python code that a hub model brings along.")
-    base_url: str | None = Field(None, description="Server; null: OPENAI_BASE_URL, the OpenAI API or the Cohere API.")
-    api_key: str | None = Field(None, description="Only as ${NAME}; null: OPENAI_API_KEY or CO_API_KEY.")
+    base_url: Address = Field(None, description="Server; null: OPENAI_BASE_URL, the OpenAI API or the Cohere API.")
+    api_key: KeyName = Field(None, description="Only as ${NAME}; null: OPENAI_API_KEY or CO_API_KEY.")
     identity: str | None = Field(
         None, description="Name of the server in the vectors' fingerprint; null: host and path of base_url."
     )
@@ -70,20 +70,6 @@ class Encoder(Model):
         description="precomputed: .npy with an ids file beside it, or Parquet with id and vector; in the corpus' ids.",
     )
     queries_file: str | None = Field(None, description="precomputed: the same for the queries.")
-
-    @field_validator("api_key")
-    @classmethod
-    def _only_by_name(cls, value: str | None) -> str | None:
-        if value is not None and not ENV.fullmatch(value):
-            raise ValueError("a key stands in the job file only as ${NAME} of an environment variable")
-        return value
-
-    @field_validator("base_url")
-    @classmethod
-    def _address(cls, value: str | None) -> str | None:
-        if value is not None and not is_address(value):
-            raise ValueError("not a web address; write http(s)://host:port/v1")
-        return value
 
     @model_validator(mode="after")
     def _of_the_backend(self) -> Encoder:

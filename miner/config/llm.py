@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from miner.config.base import ENV, Model, is_address
+from miner.config.base import Address, KeyName, Model
 
 
 class Endpoint(Model):
@@ -16,8 +16,8 @@ class Endpoint(Model):
         "openai", description="openai: any OpenAI-compatible server; recorded: replay `answers`."
     )
     model: str = Field(description="Model name as the server knows it.")
-    base_url: str | None = Field(None, description="null: OPENAI_BASE_URL, else the OpenAI API.")
-    api_key: str | None = Field(None, description="Only as ${NAME}; null: OPENAI_API_KEY.")
+    base_url: Address = Field(None, description="null: OPENAI_BASE_URL, else the OpenAI API.")
+    api_key: KeyName = Field(None, description="Only as ${NAME}; null: OPENAI_API_KEY.")
     identity: str | None = Field(
         None, description="Name of the endpoint in request keys; null: host and path of base_url."
     )
@@ -28,20 +28,6 @@ class Endpoint(Model):
     structured: Literal["json_schema", "json_object", "none"] = Field(
         "json_schema", description="How the answer's form is asked for."
     )
-
-    @field_validator("api_key")
-    @classmethod
-    def _only_by_name(cls, value: str | None) -> str | None:
-        if value is not None and not ENV.fullmatch(value):
-            raise ValueError("a key stands in the job file only as ${NAME} of an environment variable")
-        return value
-
-    @field_validator("base_url")
-    @classmethod
-    def _address(cls, value: str | None) -> str | None:
-        if value is not None and not is_address(value):
-            raise ValueError("not a web address; write http(s)://host:port/v1")
-        return value
 
     @model_validator(mode="after")
     def _answers(self) -> Endpoint:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from miner import config
+from miner import config, models
 from miner.encoders import families
 from miner.errors import UserError
 from miner.store import file_digest
@@ -206,33 +204,16 @@ def _folder(settings: config.Encoder) -> Path | None:
 
 def _from_hub(settings: config.Encoder) -> Path:
     """The hub snapshot with the small files and, where the model has one, the ONNX file."""
-    import huggingface_hub
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-    )
-
     wanted = [*SMALL_FILES, *(["*.py"] if settings.trust_remote_code else [])]
     wanted += [*ONNX_NAMES, "onnx/model.onnx_data"] if settings.backend != "torch" else TORCH_FILES
-    try:
-        fetch = partial(huggingface_hub.snapshot_download, settings.model, revision=settings.revision)
-        found = Path(fetch(allow_patterns=wanted))
-        through_torch = _first(found, ONNX_NAMES) is None or _further_modules(found)
-        if settings.backend != "torch" and through_torch and torch_is_there():
-            wanted += TORCH_FILES
-            found = Path(fetch(allow_patterns=wanted))
-        if TORCH_FILES[0] in wanted and not _weights(found):
-            found = Path(fetch(allow_patterns=[*wanted, *OLD_TORCH_FILES]))
-    except HFValidationError as error:
-        raise UserError(f"encoder.model {settings.model}: no such folder, and not a hub id ({error})") from None
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"encoder.model {settings.model}: not in the local hub cache and the hub did not answer ({reason[:120]});"
-            " check the name and the network, or give a local folder"
-        ) from None
+    fetch = models.snapshot(f"encoder.model {settings.model}", settings.model, settings.revision)
+    found = fetch(wanted)
+    through_torch = _first(found, ONNX_NAMES) is None or _further_modules(found)
+    if settings.backend != "torch" and through_torch and torch_is_there():
+        wanted += TORCH_FILES
+        found = fetch(wanted)
+    if TORCH_FILES[0] in wanted and not _weights(found):
+        found = fetch([*wanted, *OLD_TORCH_FILES])
     return found
 
 
@@ -241,23 +222,13 @@ def _first(folder: Path | None, names: tuple[str, ...]) -> Path | None:
 
 
 def _json(folder: Path | None, name: str) -> dict[str, Any]:
-    value = _parsed(folder, name)
+    value = models.read_json(folder, name)
     return value if isinstance(value, dict) else {}
-
-
-def _parsed(folder: Path | None, name: str) -> Any:
-    path = folder / name if folder else None
-    if path is None or not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: broken JSON ({error}); fetch the model again") from None
 
 
 def _modules(folder: Path | None) -> list[dict[str, Any]]:
     """The entries of modules.json; none for a plain transformers model."""
-    value = _parsed(folder, "modules.json")
+    value = models.read_json(folder, "modules.json")
     return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 

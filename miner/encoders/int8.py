@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from miner.encoders.files import onnx_files
 from miner.errors import UserError
-from miner.store import digest, file_digest, promote
+from miner.store import digest, file_digest, made
 
 RECIPE = "dynamic, per channel, QInt8, 1"
 WEIGHTS_OF_8_BITS = {2, 3}  # uint8 and int8 in https://github.com/onnx/onnx/blob/main/onnx/onnx.proto, DataType
@@ -37,18 +37,7 @@ def quantised(source: Path) -> Path:
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "miner" / "int8"
     folder = cache / digest([RECIPE, *(file_digest(path) for path in onnx_files(source))])[:32]
-    target = folder / "model.onnx"
-    if not target.is_file():
-        work = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-        try:
-            work.mkdir(parents=True, exist_ok=True)
-            _quantise(source, work / target.name)
-            promote(work, folder)
-        except OSError as error:
-            raise UserError(f"{cache}: cannot write ({error.strerror}); set XDG_CACHE_HOME to another folder") from None
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return target
+    return made(folder, "model.onnx", partial(_quantise, source))
 
 
 def _quantise(source: Path, target: Path) -> None:

@@ -6,8 +6,6 @@ outputs (https://arxiv.org/abs/2402.03216, section 3.1; equal to FlagEmbedding's
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from miner.encoders import Kind, Vectors
 from miner.encoders.files import TOKENIZERS, package_path
 from miner.encoders.onnx import batches
 from miner.errors import UserError
+from miner.models import explained, snapshot
 from miner.ragged_cache import SPARSE, Ragged, spread
 from miner.store import file_digest
 from miner.vector_cache import Array
@@ -53,15 +52,7 @@ def find(settings: config.Encoder) -> Path:
     folder = package_path(named) if named.startswith("package:") else Path(named)
     if folder.is_dir():
         return folder
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.snapshot_download(named, revision=settings.revision, allow_patterns=NEEDED))
-    except Exception as error:  # noqa: BLE001 - the hub client raises a dozen unrelated classes
-        raise UserError(
-            f"encoder.model {named}: no such folder, and the hub did not give it ({_reason(error)[:120]}); check the"
-            " name and the network, or give a local folder"
-        ) from None
+    return snapshot(f"encoder.model {named}", named, settings.revision)(NEEDED)
 
 
 def fingerprint(settings: config.Encoder, folder: Path) -> dict[str, Any]:
@@ -83,7 +74,7 @@ def fingerprint(settings: config.Encoder, folder: Path) -> dict[str, Any]:
 def load(settings: config.Encoder, folder: Path) -> M3:
     """Raises UserError where the folder has no sparse and multi-vector heads, or torch cannot load what it has."""
     _check(settings, folder)
-    with _explained(settings, "torch cannot load it"):
+    with explained(f"encoder.model {settings.model}", "torch cannot load it"):
         return M3(settings, folder)
 
 
@@ -123,7 +114,7 @@ class M3:
 
         Texts beyond max_length tokens are cut. Raises UserError for a text of no tokens, and where torch fails.
         """
-        with _explained(self._settings, "torch cannot run it"):
+        with explained(f"encoder.model {self._settings.model}", "torch cannot run it"):
             tokens = self._tokens(texts, kind)
             lengths = np.array([len(row) for row in tokens], np.int64)
             dense = np.empty((len(texts), self.dimension), np.float32)
@@ -233,22 +224,3 @@ def _best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-@contextmanager
-def _explained(settings: config.Encoder, what: str) -> Iterator[None]:
-    """Whatever torch and transformers raise for a bad file or device, as one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except ImportError as error:
-        raise UserError(
-            f"encoder.model {settings.model}: {_reason(error)}; pip install 'miner[local]' for its token outputs"
-        ) from None
-    except Exception as error:  # noqa: BLE001 - OSError, ValueError, RuntimeError, KeyError, UnpicklingError…
-        raise UserError(f"encoder.model {settings.model}: {what} ({_reason(error)[:240]})") from None

@@ -8,27 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import random
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import numpy as np
 import openai
 
-from miner import config
+from miner import config, provider
 from miner.encoders import Kind, Vectors, families, services
 from miner.errors import MinerError, ProviderStop, UserError
 
-RETRY_STATUS = {408, 409, 429, 500, 502, 503, 504, 529}
-STOP_STATUS = {401, 402, 403, 404}
 TOO_LONG = re.compile(r"too (long|large|many tokens)|maximum (context|input|sequence|number)|max\w*.{0,20}token", re.I)
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 # English has four to five bytes a token, CJK scripts about three: three asks for no more than a server takes.
 BYTES_A_TOKEN = 3
 CHUNK_TEXTS = 2048
@@ -162,9 +155,10 @@ class RemoteEncoder:
                 self.usage.update({"requests": 1, "tokens": tokens})
                 return vectors
             except openai.APIStatusError as failure:
-                error, pause = self._judge_failure(failure), _wait(attempt, failure)
+                error, pause = self._judge_failure(failure), provider.wait(attempt, failure)
             except (openai.APIError, ValueError, TimeoutError, RecursionError) as failure:
-                error, pause = self._describe(failure), _jitter(attempt)
+                error = provider.broken(failure, self.settings.timeout_s, self.service.key())
+                pause = provider.wait(attempt)
             log.debug("encoder: attempt %d failed: %s", attempt, error)
             if run.failure:  # another request was refused for good: this one is not worth waiting for
                 break
@@ -175,29 +169,17 @@ class RemoteEncoder:
             " what was encoded is kept, run again"
         )
 
-    def _describe(self, failure: Exception) -> str:
-        if isinstance(failure, TimeoutError | openai.APITimeoutError):
-            return f"no answer within {self.settings.timeout_s:g} s"
-        cause = f" ({type(failure.__cause__).__name__})" if failure.__cause__ else ""
-        return f"{type(failure).__name__}: {self._clean(str(failure))}{cause}"
-
     def _judge_failure(self, failure: openai.APIStatusError) -> str:
         """What a refusal says, where it is worth another try; raises Refused or ProviderStop where it is not."""
-        body: Any = failure.body
-        message = body.get("message") if isinstance(body, dict) else body
-        reason = f"HTTP {failure.status_code}: {self._clean(str(message or body or failure))}"
-        if failure.status_code in STOP_STATUS or getattr(failure, "code", None) == "insufficient_quota":
+        reason = provider.refusal(failure, self.service.key())
+        if provider.is_final(failure):
             raise ProviderStop(
                 f"encoder: {self.service.host} refuses every request ({reason}); check key, quota and encoder.model,"
                 " then run again"
             )
-        if failure.status_code not in RETRY_STATUS and failure.status_code < 500:
+        if failure.status_code not in provider.RETRY_STATUS and failure.status_code < 500:
             raise Refused(reason)
         return reason
-
-    def _clean(self, text: str) -> str:
-        """One short line without the key, which is taken out before the cut: half a key would not be found."""
-        return " ".join(text.replace(self.service.key(), "***").encode("utf-8", "replace").decode().split())[:200]
 
 
 def load(settings: config.Encoder) -> RemoteEncoder:
@@ -231,20 +213,3 @@ def cut(sizes: list[int], count: int, tokens: int) -> list[list[int]]:
         batches[-1].append(row)
         filled += size
     return batches
-
-
-def _wait(attempt: int, failure: openai.APIStatusError) -> float:
-    """Seconds before the next try: the server's Retry-After (seconds, or a date), else exponential with full jitter."""
-    given = failure.response.headers.get("retry-after") or "nan"
-    try:
-        seconds = float(given)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(given).timestamp() - time.time()
-        except ValueError:
-            seconds = math.nan
-    return _jitter(attempt) if math.isnan(seconds) else min(max(seconds, 0.0), LONGEST_WAIT_S)
-
-
-def _jitter(attempt: int) -> float:
-    return random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,8 @@ from miner import config
 from miner.encoders import Kind, Vectors, shape
 from miner.encoders.files import Files
 from miner.errors import UserError
-from miner.store import digest, file_digest, promote
+from miner.models import explained
+from miner.store import digest, file_digest, made
 
 BATCH = 32
 OPSET = 18
@@ -36,7 +36,7 @@ class TorchEncoder:
         self._suffixes = {"query": files.query_suffix, "passage": ""}
         self._longest = files.max_length
         self._narrow = (files.dimensions, files.matryoshka)
-        with _explained(settings, "torch cannot run it"):
+        with explained(f"encoder.model {settings.model}", "torch cannot run it"):
             self.dimension = int(self.encode(["x", "two lengths, so one is padded"], "passage").shape[1])
 
     def encode(self, texts: list[str], kind: Kind) -> Vectors:
@@ -59,7 +59,7 @@ def _model(settings: config.Encoder, files: Files) -> Any:
     """Every module of the model (Dense too), with the pooling and length that were resolved for both backends."""
     if files.tokenizer is None:
         raise UserError(f"encoder.model {settings.model}: no tokenizer in {files.folder}; not a whole model")
-    with _explained(settings, "torch cannot load it"):
+    with explained(f"encoder.model {settings.model}", "torch cannot load it"):
         from sentence_transformers import SentenceTransformer
         from transformers.utils.logging import disable_progress_bar
 
@@ -84,38 +84,17 @@ def _model(settings: config.Encoder, files: Files) -> Any:
     return model
 
 
-@contextmanager
-def _explained(settings: config.Encoder, what: str) -> Iterator[None]:
-    """Whatever torch and transformers raise for a bad model or device, as one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # noqa: BLE001 - OSError, ValueError, RuntimeError, SafetensorError, AssertionError…
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if "trust_remote_code" in str(error):
-            reason = "it brings Python code of its own; encoder.trust_remote_code: true would run that code"
-        raise UserError(f"encoder.model {settings.model}: {what} ({reason[:240]})") from None
-
-
 def export_onnx(settings: config.Encoder, files: Files) -> Path:
     """Convert a torch model once; the file is kept under the user's cache, named by its source's content."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "miner" / "onnx"
     sources = [*files.weights, *([files.folder / "config.json"] if files.folder else [])]
     folder = cache / digest([OPSET, *(file_digest(path) for path in sources)])[:32]
-    target = folder / "model.onnx"
-    if not target.is_file():
-        work = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-        try:
-            work.mkdir(parents=True, exist_ok=True)
-            with _explained(settings, "cannot be converted to ONNX; set encoder.backend: torch"):
-                _convert(_model(settings, files), work / target.name)
-            promote(work, folder)
-        except OSError as error:
-            raise UserError(f"{cache}: cannot write ({error.strerror}); set XDG_CACHE_HOME to another folder") from None
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return target
+
+    def convert(target: Path) -> None:
+        with explained(f"encoder.model {settings.model}", "cannot be converted to ONNX; set encoder.backend: torch"):
+            _convert(_model(settings, files), target)
+
+    return made(folder, "model.onnx", convert)
 
 
 def _convert(model: Any, path: Path) -> None:

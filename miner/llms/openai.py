@@ -8,8 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
-import random
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,14 +15,12 @@ from typing import Any
 
 import openai
 
+from miner import provider
 from miner.config import Endpoint, secret
 from miner.errors import MinerError, ProviderStop, UserError
 from miner.ledger import Answer, Request
 from miner.llms import completion
 
-RETRY_STATUS = {408, 409, 429, 500, 502, 503, 504, 529}
-STOP_STATUS = {401, 403, 404}
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 log = logging.getLogger("miner")
 
 
@@ -65,30 +61,21 @@ class OpenAIBackend:
                     return Answer(await _create(client, request.body), "", attempt, time.monotonic() - start)
             except openai.APIStatusError as failure:
                 error = self._judge_failure(failure)
-                if failure.status_code not in RETRY_STATUS:
+                if failure.status_code not in provider.RETRY_STATUS:
                     return Answer(None, error, attempt)
-                wait = _wait(attempt, failure)
+                wait = provider.wait(attempt, failure)
             except (openai.APIError, ValueError, TimeoutError) as failure:
-                error = self._describe(failure)
-                wait = _wait(attempt, None)
+                error = provider.broken(failure, self._endpoint.timeout_s, self._api_key)
+                wait = provider.wait(attempt)
             log.debug("%s: attempt %d failed: %s", request.key[:12], attempt, error)
             if attempt < self._endpoint.attempts:
                 await asyncio.sleep(wait)
         return Answer(None, error, self._endpoint.attempts)
 
-    def _describe(self, failure: Exception) -> str:
-        if isinstance(failure, TimeoutError | openai.APITimeoutError):
-            return f"no answer within {self._endpoint.timeout_s:g} s"
-        cause = f" ({type(failure.__cause__).__name__})" if failure.__cause__ else ""
-        return f"{type(failure).__name__}: {_clean(str(failure), self._api_key)}{cause}"
-
     def _judge_failure(self, failure: openai.APIStatusError) -> str:
         """What to write down of a refusal; raises ProviderStop where no further request can succeed."""
-        body: Any = failure.body
-        message = body.get("message") if isinstance(body, dict) else body
-        reason = f"HTTP {failure.status_code}: {_clean(str(message or body or failure), self._api_key)}"
-        code = str(getattr(failure, "code", "") or "")
-        if failure.status_code in STOP_STATUS or code == "insufficient_quota":
+        reason = provider.refusal(failure, self._api_key)
+        if provider.is_final(failure):
             raise ProviderStop(
                 f"the provider refuses every request ({reason}); check key, quota and model, then run again"
             )
@@ -105,25 +92,6 @@ async def _create(client: openai.AsyncOpenAI, body: dict[str, Any]) -> dict[str,
         return completion(json.loads(reply.content))
     except RecursionError:
         raise ValueError("the body is nested too deep") from None
-
-
-def _clean(text: str, api_key: str) -> str:
-    """One short line without the key, which is taken out before the cut: half a key would not be found."""
-    return " ".join(text.replace(api_key, "***").encode("utf-8", "replace").decode().split())[:200]
-
-
-def _wait(attempt: int, failure: openai.APIStatusError | None) -> float:
-    """Seconds before the next try: the server's Retry-After, else exponential with full jitter."""
-    given = failure.response.headers.get("retry-after") if failure is not None else None
-    try:
-        seconds = float(given or "nan")
-    except ValueError:  # a date; none of the servers in view sends one
-        seconds = math.nan
-    return _jitter(attempt) if math.isnan(seconds) else min(max(seconds, 0.0), LONGEST_WAIT_S)
-
-
-def _jitter(attempt: int) -> float:
-    return random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt))
 
 
 def load(endpoint: Endpoint) -> OpenAIBackend:

@@ -7,8 +7,6 @@ order and would press the margins between good passages together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ import numpy as np
 from miner import config
 from miner.encoders.onnx import batches
 from miner.errors import UserError
+from miner.models import explained
 from miner.teachers import Scores
 from miner.teachers.files import Files
 
@@ -32,7 +31,7 @@ class CrossEncoder:
     def __init__(self, settings: config.Teacher, files: Files) -> None:
         self._settings = settings
         self._limit = files.max_length
-        with _explained(settings, "torch cannot load it"):
+        with explained(f"teacher.model {settings.model}", "torch cannot load it"):
             self._tokenizer, self._model = _parts(settings, files)
         types = getattr(self._model.config, "type_vocab_size", 2)
         typed = "token_type_ids" in self._tokenizer.model_input_names and types > 1
@@ -49,7 +48,7 @@ class CrossEncoder:
         starts = range(0, len(pairs), TOKENIZED)
         tokens = [found for start in starts for found in self._tokens(pairs[start : start + TOKENIZED])]
         order = sorted(range(len(tokens)), key=lambda i: (tokens[i].shape[1], tokens[i].tobytes()))
-        with _explained(self._settings, "torch cannot run it"):
+        with explained(f"teacher.model {self._settings.model}", "torch cannot run it"):
             # Longest first: where memory does not suffice, it shows in the first batch.
             for rows in reversed(list(batches([tokens[i].shape[1] for i in order], self._settings.batch_tokens))):
                 chosen = [order[i] for i in rows]
@@ -123,19 +122,3 @@ def _parts(settings: config.Teacher, files: Files) -> tuple[Any, Any]:
         raise UserError(f"teacher.model {settings.model}: no weights for {', '.join(lacking[:3])}; not a whole model")
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     return tokenizer, network.float().eval().to(settings.device or best)
-
-
-@contextmanager
-def _explained(settings: config.Teacher, what: str) -> Iterator[None]:
-    """Whatever torch and transformers raise for a bad model or device, as one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # noqa: BLE001 - OSError, ValueError, RuntimeError, SafetensorError, AssertionError…
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:240]
-        if "trust_remote_code" in str(error):
-            reason = "it brings Python code of its own; teacher.trust_remote_code: true would run that code"
-        if "out of memory" in str(error):
-            reason += "; lower teacher.batch_tokens"
-        raise UserError(f"teacher.model {settings.model}: {what} ({reason})") from None

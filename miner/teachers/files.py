@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from miner import config
+from miner import config, models
 from miner.encoders.files import TOKENIZERS
 from miner.errors import UserError
 from miner.store import file_digest
@@ -82,7 +81,7 @@ def _weights(folder: Path) -> list[Path]:
 def _refuse_kind(settings: config.Teacher, folder: Path) -> None:
     """Anything that is not a cross-encoder of one output would load, with a head at random or words left out."""
     named = f"teacher.model {settings.model}"
-    said = _json(folder, "config.json")
+    said = models.read_json(folder, "config.json")
     if not isinstance(said, dict):
         raise UserError(f"{named}: no config.json in {folder}; not a whole model")
     kind = str((said.get("architectures") or ["a model without a named architecture"])[0])
@@ -101,11 +100,11 @@ def _refuse_kind(settings: config.Teacher, folder: Path) -> None:
 
 def _refuse_additions(named: str, folder: Path) -> None:
     """What sentence-transformers would do around the network is not done here, so it must be nothing."""
-    modules = _json(folder, "modules.json")
+    modules = models.read_json(folder, "modules.json")
     names = [str(module.get("type")).split(".")[-1] for module in modules or [] if isinstance(module, dict)]
     if further := [name for name in names if name != "Transformer"]:
         raise UserError(f"{named}: its {', '.join(further)} module would be left out; {SUPPORTED}")
-    said = _json(folder, "config_sentence_transformers.json") or {}
+    said = models.read_json(folder, "config_sentence_transformers.json") or {}
     prompt = said.get("default_prompt_name")
     if prompt and (said.get("prompts") or {}).get(prompt):
         raise UserError(f"{named}: its default prompt {prompt!r} would be left out; {SUPPORTED}")
@@ -113,45 +112,15 @@ def _refuse_additions(named: str, folder: Path) -> None:
 
 def _limit(folder: Path) -> int:
     """The model's own longest input in tokens."""
-    said = _json(folder, "config.json")
+    said = models.read_json(folder, "config.json")
     unused = 2 if any(name in str(said.get("model_type")) for name in SHIFTED) else 0
     positions = int(said.get("max_position_embeddings") or 0) - unused
-    tokens = int((_json(folder, "tokenizer_config.json") or {}).get("model_max_length") or 0)
+    tokens = int((models.read_json(folder, "tokenizer_config.json") or {}).get("model_max_length") or 0)
     return min([limit for limit in (positions, tokens) if limit > 0], default=1 << 30)
-
-
-def _json(folder: Path, name: str) -> Any:
-    """The parsed file; None where there is none."""
-    path = folder / name
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: broken JSON ({error}); fetch the model again") from None
 
 
 def _from_hub(settings: config.Teacher, wanted: list[str]) -> Path:
     """The hub snapshot, with the wanted files that the model has."""
     if Path(settings.model).is_absolute() or settings.model.count("/") != 1:
         raise UserError(f"teacher.model {settings.model}: no such folder, and not a hub id (owner/name)")
-    import huggingface_hub
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-    )
-
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(settings.model, revision=settings.revision, allow_patterns=wanted)
-        )
-    except HFValidationError as error:
-        raise UserError(f"teacher.model {settings.model}: no such folder, and not a hub id ({error})") from None
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"teacher.model {settings.model}: not in the local hub cache and the hub did not answer ({reason[:120]});"
-            " check the name and the network, or give a local folder"
-        ) from None
+    return models.snapshot(f"teacher.model {settings.model}", settings.model, settings.revision)(wanted)
