@@ -60,9 +60,7 @@ def _read_files(run: Context) -> list[Path]:
 
 
 def _vectors(run: Context) -> Inputs:
-    if m3_steps.wanted(run.job):
-        return _flat("encoder", m3_steps.fingerprint(run.job)) | {"outputs": "all of BGE-M3"}
-    return _flat("encoder", encoders.fingerprint(run.job.encoder))
+    return _flat("encoder", encoders.fingerprint(run.job.encoder, run.job.token_outputs))
 
 
 def _index(run: Context) -> Inputs:
@@ -154,7 +152,7 @@ def plan(job: Job) -> list[Step]:
     written = ("synthetic", "synthetic_judgments") if job.generator.enabled else ()
     found = [
         Step("corpus", (), _corpus, steps.run_corpus),
-        Step("vectors", ("corpus",), _vectors, m3_steps.run_vectors if m3_steps.wanted(job) else steps.run_vectors),
+        Step("vectors", ("corpus",), _vectors, m3_steps.run_vectors if job.token_outputs else steps.run_vectors),
         *_mining(job),
         Step("judgments", ("corpus", "candidates"), _judge, steps.run_judgments),
         Step("synthetic", ("corpus", "vectors", "candidates", "judgments"), _generate, steps.run_synthetic),
@@ -305,7 +303,7 @@ def write_manifest(run: Context, stamps: dict[str, Stamp]) -> None:
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "config": run.job.model_dump(mode="json"),
-        "encoder": encoders.fingerprint(run.job.encoder) if "vectors" in stamps else None,
+        "encoder": encoders.fingerprint(run.job.encoder, run.job.token_outputs) if "vectors" in stamps else None,
         "prompts": {stage: _prompt(run, stage) for stage in _llm_stages(run.job)},
         "steps": {name: vars(stamp) for name, stamp in stamps.items()},
         "ledger": {"answers": len(run.ledger)},

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from miner import encoders, progress, searchers, store
-from miner.config import Job, Retriever
+from miner.config import Retriever
 from miner.mining_steps import Array, blocks_of, world_of
 from miner.numbering import Block, Numbered
 from miner.ragged_cache import Ragged, RaggedCache
@@ -30,30 +30,18 @@ ONE_PASS = 100_000
 PASSAGES_AT_ONCE = 65_536
 
 
-def wanted(job: Job) -> bool:
-    return any(retriever.kind in ("sparse", "multivector") for retriever in job.mining.retrievers)
-
-
-def fingerprint(job: Job) -> dict[str, Any]:
-    from miner.encoders import m3
-
-    return m3.fingerprint(job.encoder, m3.find(job.encoder))
-
-
 class _Store:
     """The three caches of passages and of queries, and the model that fills them, loaded when something lacks."""
 
     def __init__(self, run: Context) -> None:
         self._run = run
-        self._identity = fingerprint(run.job)
+        self._identity = encoders.fingerprint(run.job.encoder, token_outputs=True)
         kinds = [retriever.kind for retriever in run.job.mining.retrievers]
         self._sparse, self.multi_is_wanted = "sparse" in kinds, "multivector" in kinds
 
     @cached_property
     def model(self) -> Any:
-        from miner.encoders import m3
-
-        return m3.load(self._run.job.encoder, m3.find(self._run.job.encoder))
+        return encoders.load(self._run.job.encoder, token_outputs=True)
 
     def _folder(self, name: Name, output: str) -> Path:
         space = encoders.space(self._identity, KINDS[name]) | {"output": output}

@@ -247,7 +247,7 @@ def run_synthetic(run: Context, work: Path) -> Done:
         )
     table = synthetic.mark_copies(table, texts(run.table("corpus", "passages")))
     if any(table.column("text").to_pylist()):
-        table = synthetic.score(table, _query_vectors(run), encoders.load(run.job.encoder))
+        table = synthetic.score(table, _query_vectors(run), encoders.load(run.job.encoder, run.job.token_outputs))
     store.write_batches(work / "synthetic.parquet", SYNTHETIC, _counted([table], counts, missing))
     _warn(run, "generate", missing)
     return Done({"rows": table.num_rows, **_plain(counts)}, complete=not missing)

@@ -63,7 +63,7 @@ SIDEWAYS = {
     "llms.batch_files": "readers.rows",
     "llms.recorded": "llms.batch_files",
     "mining_steps": "steps searchers.dense searchers.bm25 searchers.trec_run",
-    "m3_steps": "steps mining_steps encoders.m3 searchers.sparse searchers.multivector",
+    "m3_steps": "steps mining_steps searchers.sparse searchers.multivector",
     "engine": "steps mining_steps m3_steps",
     "calibrate": "engine steps mining_steps readers.rows",
     "teachers": "teachers.files",

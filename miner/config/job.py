@@ -73,6 +73,11 @@ class Job(Model):
         return self
 
     @property
+    def token_outputs(self) -> bool:
+        """Are BGE-M3's sparse or multi-vector outputs wanted?"""
+        return any(retriever.kind in ("sparse", "multivector") for retriever in self.mining.retrievers)
+
+    @property
     def pool_size(self) -> int:
         """Candidates per query that reach the judge, or the export where the judge is off."""
         if not self.judge.enabled:

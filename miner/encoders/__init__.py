@@ -25,6 +25,7 @@ Vectors = np.ndarray[Any, np.dtype[np.float32]]
 log = logging.getLogger("miner")
 BACKENDS = {"onnx": "miner.encoders.onnx", "torch": "miner.encoders.torch"}
 REMOTE = "miner.encoders.remote"
+M3 = "miner.encoders.m3"
 
 
 class Encoder(Protocol):
@@ -49,12 +50,19 @@ class Paid(Protocol):
         """Call `done` with row numbers and float32[rows, d], L2-normalised, once per reply, in any order."""
 
 
-def load(settings: config.Encoder) -> Encoder:
-    """The encoder that the job file names. Raises UserError where files or packages are missing."""
+def load(settings: config.Encoder, token_outputs: bool = False) -> Encoder:
+    """The encoder that the job file names. Raises UserError where files or packages are missing.
+
+    token_outputs: it is a BGE-M3, of whatever name, and its two other outputs are used too (`miner.encoders.m3`).
+    """
     from miner.encoders import files
 
     if settings.backend == "precomputed":
         raise UserError("encoder.backend precomputed cannot encode new texts (generated ones); name a model for that")
+    if token_outputs:
+        m3 = importlib.import_module(M3)
+        both: Encoder = m3.load(settings, m3.find(settings))
+        return both
     if settings.remote:
         chosen: Encoder = importlib.import_module(REMOTE).load(settings)
         return chosen
@@ -72,13 +80,17 @@ def stored(settings: config.Encoder) -> Precomputed | None:
     return precomputed.load(settings)
 
 
-def fingerprint(settings: config.Encoder) -> dict[str, Any]:
+def fingerprint(settings: config.Encoder, token_outputs: bool = False) -> dict[str, Any]:
     """All that decides a vector besides the text, found without loading the model.
 
     Keys that begin with `query_` or `passage_` count for that kind of text alone.
     """
     from miner.encoders import files, precomputed
 
+    if token_outputs:
+        m3 = importlib.import_module(M3)
+        of_both: dict[str, Any] = m3.fingerprint(settings, m3.find(settings))
+        return of_both
     if settings.remote:
         found: dict[str, Any] = importlib.import_module(REMOTE).fingerprint(settings)
         return found
