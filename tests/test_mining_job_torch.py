@@ -30,6 +30,10 @@ def candidates(folder: Path) -> list[dict[str, Any]]:
     return [row for part in parts for row in store.read_table(part).to_pylist()]
 
 
+def scores_of(rows: list[dict[str, Any]]) -> dict[tuple[str, str, str], float]:
+    return {(r["query_id"], r["doc_id"], one["retriever"]): one["score"] for r in rows for one in r["found_by"]}
+
+
 def steps(miner: Miner, *arguments: object) -> dict[str, Any]:
     return json.loads(miner("mine", *arguments, "--json").stdout)["steps"]
 
@@ -55,7 +59,7 @@ def test_the_three_outputs_of_bge_m3_find_candidates_from_one_pass(tmp_path, min
     assert dense <= {row["score"] for row in rows}
 
 
-def test_what_the_cache_lost_is_made_again_to_the_same_candidates(tmp_path, miner, m3):
+def test_what_the_cache_lost_is_made_again(tmp_path, miner, m3):
     cache = tmp_path / "cache"
     job = toy.job(tmp_path, encoder=encoder(m3), mining={"retrievers": WAYS, "depth": 8}, vector_cache=str(cache))
     steps(miner, job)
@@ -63,7 +67,8 @@ def test_what_the_cache_lost_is_made_again_to_the_same_candidates(tmp_path, mine
     shutil.rmtree(cache)
     again = steps(miner, job, "--set", "mining.block=7")
     assert again["retrieved_multivector"]["encoded"] > 0
-    assert candidates(tmp_path) == before
+    # Other texts share a batch now, so scores may differ in the seventh digit, and so may the order of near ties.
+    assert scores_of(candidates(tmp_path)) == pytest.approx(scores_of(before), abs=1e-5)
 
 
 def test_the_margins_are_on_the_teacher_and_it_scores_nothing_twice(tmp_path, miner):
