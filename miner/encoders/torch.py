@@ -21,6 +21,7 @@ from miner.store import digest, file_digest, made
 
 BATCH = 32
 OPSET = 18
+ATTENTION = "eager"
 OUTPUT = "last_hidden_state"
 TOLERANCE = 1e-3
 
@@ -88,7 +89,7 @@ def export_onnx(settings: config.Encoder, files: Files) -> Path:
     """Convert a torch model once; the file is kept under the user's cache, named by its source's content."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "miner" / "onnx"
     sources = [*files.weights, *([files.folder / "config.json"] if files.folder else [])]
-    folder = cache / digest([OPSET, *(file_digest(path) for path in sources)])[:32]
+    folder = cache / digest([OPSET, ATTENTION, *(file_digest(path) for path in sources)])[:32]
 
     def convert(target: Path) -> None:
         with explained(f"encoder.model {settings.model}", "cannot be converted to ONNX; set encoder.backend: torch"):
@@ -106,6 +107,9 @@ def _convert(model: Any, path: Path) -> None:
     except ImportError:
         raise UserError("onnxscript is missing; pip install 'miner[local]' to convert a model to ONNX") from None
     network = model[0].auto_model.cpu().float().eval()
+    if hasattr(network, "set_attn_implementation"):
+        # Plain products and a softmax, which ONNX Runtime fuses. torch's own attention stays in pieces: a fifth slower.
+        network.set_attn_implementation(ATTENTION)
     names = ["input_ids", "attention_mask"]
     if getattr(network.config, "type_vocab_size", 0) > 1:
         names.append("token_type_ids")
