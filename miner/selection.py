@@ -5,6 +5,7 @@ An order is int64[n]: from 1 within each group for the allowed rows, 0 for the o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,7 @@ def _groups(groups: Array, wanted: Array) -> list[Array]:
     return np.split(members, np.flatnonzero(np.diff(groups[members])) + 1)
 
 
-def over_quota(groups: Array, order: Array, retriever: Array, quotas: list[int | None]) -> Array:
+def over_quota(groups: Array, order: Array, retriever: Array, quotas: Sequence[int | None]) -> Array:
     """bool[n]: allowed rows that come, in their order, after their retriever's quota is full."""
     over = np.zeros(len(groups), bool)
     for i, quota in enumerate(quotas):
@@ -108,17 +109,31 @@ def over_quota(groups: Array, order: Array, retriever: Array, quotas: list[int |
     return over
 
 
-def cap(used: Array, groups: Array, rows: Array, order: Array, size: int, most: int) -> Array:
+def cap(
+    used: Array,
+    groups: Array,
+    rows: Array,
+    order: Array,
+    size: int,
+    most: int,
+    retriever: Array | None = None,
+    quotas: Sequence[int | None] = (),
+) -> Array:
     """bool[n]: allowed rows skipped since their passage is in `most` pools already. Counts the pools up in `used`.
 
-    The next in order takes the place of a skipped one; rows behind a full pool are not skipped but never reached.
-    Queries are served in their order, so a query's pool depends on those before it. used: int64[passages].
+    The next in order takes the place of a skipped one, in its retriever's quota too; rows behind a full pool are not
+    skipped but never reached. Queries are served in their order, so a query's pool depends on those before it. used:
+    int64[passages]; retriever, quotas: as in `over_quota`, which is to be applied afterwards.
     """
     worn = np.zeros(len(groups), bool)
     for members in _groups(groups, order > 0):
         in_order = members[np.argsort(order[members], kind="stable")]
         free = used[rows[in_order]] < most
-        reached = np.cumsum(free) - free < size
+        taken = free
+        if retriever is not None:
+            place = np.where(free, np.arange(1, len(free) + 1), 0)
+            taken = free & ~over_quota(np.zeros_like(in_order), place, retriever[in_order], quotas)
+        reached = np.cumsum(taken) - taken < size
         worn[in_order[~free & reached]] = True
-        used[rows[in_order[free & reached]]] += 1
+        used[rows[in_order[taken & reached]]] += 1
     return worn

@@ -24,10 +24,12 @@ Row = dict[str, Any]
 def _add_counts(table: Table, step: str, state: list[str], counts: Row) -> None:
     """A row with the plain counts of a step, then one for each group of counts."""
     groups = {name: value for name, value in counts.items() if isinstance(value, dict)}
-    table.add_row(step, *state, _listed({name: value for name, value in counts.items() if name not in groups}))
+    table.add_row(step, *state, _listed({k: v for k, v in counts.items() if k not in (*groups, "reason")}))
     for name, group in groups.items():
         if group:
             table.add_row("", *("" for _ in state), f"{name}: {_listed(group)}")
+    if "reason" in counts:
+        table.add_row("", *("" for _ in state), str(counts["reason"]))
 
 
 def _listed(counts: Row) -> str:

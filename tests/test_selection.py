@@ -232,3 +232,15 @@ def test_a_million_candidates_are_ordered_in_seconds():
     selection.cap(np.zeros(100, np.int64), groups, rows, order, 14, 2000)
     selection.by_mmr(groups, rows, allowed, score, vectors, 0.7, 14)
     assert time.perf_counter() - start < 30
+
+
+def test_a_worn_passage_leaves_its_place_in_the_quota_to_the_next():
+    """Two of retriever 0 may enter: row 0 is worn, so rows 1 and 2 do, and row 3 of retriever 1 makes three."""
+    used = np.array([5, 0, 0, 0, 0])
+    groups, rows, order = np.zeros(5, np.int64), np.arange(5), np.array([1, 2, 3, 5, 4])
+    retriever, quotas = np.array([0, 0, 0, 1, 0]), [2, None]
+    worn = selection.cap(used, groups, rows, order, 3, 5, retriever, quotas)
+    assert worn.tolist() == [True, False, False, False, False]
+    assert used.tolist() == [5, 1, 1, 1, 0]
+    left = np.where(worn, 0, order)
+    assert selection.over_quota(groups, left, retriever, quotas).tolist() == [False, False, False, False, True]

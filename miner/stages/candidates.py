@@ -182,15 +182,16 @@ def _pool(
     """int32[n] pool ranks, and band names; gives the reasons of those not drawn."""
     allowed = reason == ""
     order, band = _order(world, block, found, scores, allowed, mining, draw)
-    if any(retriever.quota for retriever in mining.retrievers):
-        quotas = [retriever.quota for retriever in mining.retrievers]
+    quotas = [retriever.quota for retriever in mining.retrievers]
+    limited = (_best(found.ranks), quotas) if any(quotas) else ()
+    if mining.max_uses is not None:
+        worn = selection.cap(draw.used, found.query, found.row, order, draw.pool, mining.max_uses, *limited)
+        reason[worn] = "max_uses"
+        order[worn] = 0
+    if any(quotas):
         over = selection.over_quota(found.query, order, _best(found.ranks), quotas)
         reason[over] = "quota"
         order[over] = 0
-    if mining.max_uses is not None:
-        worn = selection.cap(draw.used, found.query, found.row, order, draw.pool, mining.max_uses)
-        reason[worn] = "max_uses"
-        order[worn] = 0
     pool_rank = ranking.renumber(found.query, order, draw.pool)
     reason[(reason == "") & (pool_rank == 0)] = "not_sampled"
     return pool_rank, band

@@ -67,7 +67,7 @@ def _miner(args: argparse.Namespace, work: Path, name: str, data: str) -> common
     job = common.write_job(
         work / name / "job.yaml",
         data={"path": str(work / data)},
-        encoder={"model": str(args.model.resolve())},
+        encoder={"model": str(args.model.resolve()), "backend": "onnx"},
         mining=mining,
         judge={"enabled": False},
     )
