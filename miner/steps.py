@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,7 +114,7 @@ def run_vectors(run: Context, work: Path) -> Done:
     stored = encoders.stored(run.job.encoder)
     if stored is not None:
         return _copy_vectors(run, work, stored)
-    encoder = encoders.load(run.job.encoder)
+    encoder = lru_cache(lambda: encoders.load(run.job.encoder))  # seconds, for nothing where all vectors are there
     identity = encoders.fingerprint(run.job.encoder)
     counts: dict[str, Any] = {}
     kinds: dict[str, encoders.Kind] = {"passages": "passage", "queries": "query"}
@@ -123,9 +123,10 @@ def run_vectors(run: Context, work: Path) -> Done:
         cache = VectorCache(run.cache_root / store.digest(encoders.space(identity, kind))[:32])
         wanted = keys(texts(table), table.num_rows)
         with progress.bar(f"encode {name}", len(np.unique(wanted)), "texts") as tick:
-            encoded = vectors.run(table, wanted, kind, encoder, cache, tick)
+            lacks = bool(cache.missing(wanted).any())
+            encoded = vectors.run(table, wanted, kind, encoder(), cache, tick) if lacks else 0
         # Of the cache first: a server that has nothing to encode is not asked for the width of its vectors.
-        counts["dimension"] = cache.dimension or encoder.dimension
+        counts["dimension"] = cache.dimension or encoder().dimension
         gather(work / f"{name}.npy", cache, wanted, counts["dimension"])
         counts[name] = {"rows": table.num_rows, "encoded": encoded}
 

@@ -105,19 +105,23 @@ def space(identity: dict[str, Any], kind: Kind) -> dict[str, Any]:
     return others | {k.removeprefix(f"{kind}_"): v for k, v in identity.items() if k.startswith(f"{kind}_")}
 
 
-def report(settings: config.Encoder, encoder: Encoder, sample: Callable[[int], list[str]]) -> dict[str, Any]:
+def report(
+    settings: config.Encoder, encoder: Callable[[], Encoder], sample: Callable[[int], list[str]]
+) -> dict[str, Any]:
     """What a step's counts say of the encoder besides its vectors.
 
     usage: requests, attempts and tokens of this run, where they are paid for. int8: see `int8.effect`.
-    sample: at most so many passages, spread over all.
+    encoder: loads it, where that was not needed yet. sample: at most so many passages, spread over all.
     """
-    if isinstance(encoder, Paid):
-        return {"usage": dict(sorted(encoder.usage.items()))}
+    if settings.remote:
+        paid = encoder()
+        assert isinstance(paid, Paid), "what is remote counts its requests"
+        return {"usage": dict(sorted(paid.usage.items()))}
     if settings.precision != "int8":
         return {}
     from miner.encoders import int8
 
     fp32 = load(settings.model_copy(update={"precision": "fp32"}))
-    effect = int8.effect(fp32, encoder, sample(int8.SAMPLE))
+    effect = int8.effect(fp32, encoder(), sample(int8.SAMPLE))
     log.info("encoder.precision int8 beside fp32: %s", ", ".join(f"{k} {v}" for k, v in effect.items()))
     return {"int8": effect}
