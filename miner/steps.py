@@ -326,10 +326,8 @@ def run_decisions(run: Context, work: Path) -> Done:
         number = part.stem.removeprefix("part-")
         store.write_table(work / f"outcomes-{number}.parquet", became)
         store.write_table(work / f"part-{number}.parquet", decided)
-        for source, reason in zip(
-            decided.column("source").to_pylist(), decided.column("reason").to_pylist(), strict=True
-        ):
-            counts[f"{source}.{reason or 'kept'}"] += 1
+        for row in decided.group_by(["source", "reason"]).aggregate([([], "count_all")]).to_pylist():
+            counts[f"{row['source']}.{row['reason'] or 'kept'}"] += row["count_all"]
         outcomes.update(reason or "exported" for reason in became.column("reason").to_pylist())
     return Done({"candidates": dict(sorted(counts.items())), "queries": dict(sorted(outcomes.items()))})
 

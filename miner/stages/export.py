@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from miner.exporters import Example, Item
 from miner.records import FOUND_BY
@@ -67,9 +68,10 @@ def exported(part: Part) -> list[str]:
 
 
 def kept(part: Part) -> dict[str, list[Row]]:
-    """The kept decisions of each query, by slot."""
+    """The negatives of each query, by slot: doc_id and score."""
     by_query: dict[str, list[Row]] = defaultdict(list)
-    for row in part.decisions.filter(part.decisions.column("kept")).to_pylist():
+    table = part.decisions.filter(part.decisions.column("kept")).select(["query_id", "doc_id", "score", "slot"])
+    for row in table.to_pylist():
         by_query[row["query_id"]].append(row)
     for rows in by_query.values():
         rows.sort(key=lambda row: row["slot"])
@@ -88,21 +90,15 @@ def _positives(table: pa.Table) -> dict[str, list[Row]]:
 
 def provenance(parts: Iterable[Part], keys: dict[str, Any]) -> Iterator[pa.Table]:
     """One row per exported negative. `row` counts the lines of flagembedding.jsonl from 0; keys: the request keys."""
-    number = 0
+    before = 0
     for part in parts:
-        negatives = kept(part)
-        rows: list[Row] = []
-        for query_id in exported(part):
-            for decision in negatives[query_id]:
-                pair = (query_id, decision["doc_id"])
-                shared = {name: decision[name] for name in PROVENANCE.names if name in decision}
-                rows.append(
-                    {
-                        **shared,
-                        "row": number,
-                        "judgment_key": keys["judgments"].get(pair),
-                        "generation_key": keys["synthetic"].get(pair),
-                    }
-                )
-            number += 1
-        yield pa.Table.from_pylist(rows, PROVENANCE)
+        ids = pa.array(exported(part), part.decisions.schema.field("query_id").type)
+        table = part.decisions.filter(part.decisions.column("kept"))
+        line = pc.index_in(table.column("query_id"), ids)
+        table = table.append_column("row", pc.add(line.cast(pa.int64()), before)).filter(pc.is_valid(line))
+        table = table.sort_by([("row", "ascending"), ("slot", "ascending")])
+        pairs = list(zip(*(table.column(name).to_pylist() for name in ("query_id", "doc_id")), strict=True))
+        for name, kind in (("judgment_key", "judgments"), ("generation_key", "synthetic")):
+            table = table.append_column(name, pa.array([keys[kind].get(pair) for pair in pairs], pa.string()))
+        yield table.select(PROVENANCE.names).cast(PROVENANCE)
+        before += len(ids)
