@@ -24,7 +24,7 @@ lint: .venv/done
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 # Everything, the slow and heavy checks too: torch, FlagEmbedding and sentence-transformers come along, and the tests
 # marked live run where OPENAI_BASE_URL names a server.

@@ -16,6 +16,8 @@ from miner.errors import UserError
 
 def snapshot(named: str, model: str, revision: str | None) -> Callable[[list[str]], Path]:
     """A function from file patterns to the folder of the hub's snapshot that holds those of them that the model has."""
+    if Path(model).is_absolute() or model.count("/") != 1:
+        raise UserError(f"{named}: no such folder, and not a hub id (owner/name)")
     import huggingface_hub
     from huggingface_hub.errors import (
         HfHubHTTPError,

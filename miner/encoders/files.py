@@ -197,8 +197,6 @@ def _folder(settings: config.Encoder) -> Path | None:
         return path
     if settings.onnx_file and settings.tokenizer_file:
         return None
-    if path.is_absolute() or settings.model.count("/") != 1:
-        raise UserError(f"encoder.model {settings.model}: no such folder, and not a hub id (owner/name)")
     return _from_hub(settings)
 
 

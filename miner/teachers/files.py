@@ -121,6 +121,4 @@ def _limit(folder: Path) -> int:
 
 def _from_hub(settings: config.Teacher, wanted: list[str]) -> Path:
     """The hub snapshot, with the wanted files that the model has."""
-    if Path(settings.model).is_absolute() or settings.model.count("/") != 1:
-        raise UserError(f"teacher.model {settings.model}: no such folder, and not a hub id (owner/name)")
     return models.snapshot(f"teacher.model {settings.model}", settings.model, settings.revision)(wanted)
