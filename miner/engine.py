@@ -16,6 +16,7 @@ from typing import Any
 from miner import encoders, firewall, llms, m3_steps, mining_steps, readers, steps, store, teachers
 from miner.config import Job, Retriever
 from miner.errors import UserError
+from miner.export_steps import run_decisions, run_export
 from miner.job import JobFolder, Stamp
 from miner.ledger import Ledger, Request
 from miner.steps import Context, Done
@@ -157,8 +158,8 @@ def plan(job: Job) -> list[Step]:
         Step("judgments", ("corpus", "candidates"), _judge, steps.run_judgments),
         Step("synthetic", ("corpus", "vectors", "candidates", "judgments"), _generate, steps.run_synthetic),
         Step("synthetic_judgments", ("corpus", "candidates", "synthetic"), _judge, steps.run_synthetic_judgments),
-        Step("decisions", ("candidates", *judged, *written), _decisions, steps.run_decisions, format=2),
-        Step("export", ("corpus", "candidates", *judged, *written, "decisions"), _export, steps.run_export),
+        Step("decisions", ("candidates", *judged, *written), _decisions, run_decisions, format=2),
+        Step("export", ("corpus", "candidates", *judged, *written, "decisions"), _export, run_export, format=2),
     ]
     off = {"judgments": not job.judge.enabled, "synthetic": not written, "synthetic_judgments": not written}
     return [step for step in found if not off.get(step.name)]

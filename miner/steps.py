@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from miner import encoders, exporters, firewall, llms, progress, prompts, ranking, readers, store
+from miner import encoders, firewall, llms, progress, prompts, ranking, readers, store
 from miner.config import Endpoint, Job
 from miner.encoders.precomputed import Precomputed
 from miner.job import JobFolder
 from miner.ledger import Ledger
 from miner.records import JUDGMENTS, SYNTHETIC, content_id, passage_text, texts
-from miner.stages import corpus, decisions, export, judgments, synthetic, vectors
+from miner.stages import corpus, judgments, synthetic, vectors
 from miner.vector_cache import VectorCache, keys
 
 Array = np.ndarray[Any, Any]
@@ -269,7 +269,7 @@ def _demands(run: Context) -> list[synthetic.Demand]:
         if judged is not None:
             # An answer that is still to come may admit its passage, so nothing is written in its place yet.
             taken.update(judged.filter(pc.equal(judged.column("status"), "missing")).column("query_id").to_pylist())
-        for query_id in sorted(set(_positives_of(part).column("query_id").to_pylist())):
+        for query_id in sorted(set(positives_of(part).column("query_id").to_pylist())):
             count = synthetic.wanted(wanted - taken[query_id], wanted, run.job.generator)
             for facet in synthetic.facets(int(content_id(query_id), 16), count, run.job.generator):
                 doc_id = reference[query_id]
@@ -277,7 +277,7 @@ def _demands(run: Context) -> list[synthetic.Demand]:
     return found
 
 
-def _positives_of(part: Path) -> pa.Table:
+def positives_of(part: Path) -> pa.Table:
     return store.read_table(part.with_name(part.name.replace("part-", "positives-")))
 
 
@@ -310,72 +310,3 @@ def run_synthetic_judgments(run: Context, work: Path) -> Done:
             yield judgments.Pair(query_id, row["doc_id"], run.queries[query_id], positive, row["text"])
 
     return _judge(run, work, pairs, len(rows), "judge synthetic")
-
-
-# ---------------------------------------------------------------- decide and export
-
-
-def run_decisions(run: Context, work: Path) -> Done:
-    written = _synthetic_rows(run)
-    counts: Counter[str] = Counter()
-    outcomes: Counter[str] = Counter()
-    for part, judged in judged_parts(run):
-        positives = _positives_of(part).column("query_id").to_pylist()
-        mine = {q: written[q] for q in set(positives) if q in written}
-        decided, became = decisions.run(store.read_table(part), judged, mine, positives, run.job)
-        number = part.stem.removeprefix("part-")
-        store.write_table(work / f"outcomes-{number}.parquet", became)
-        store.write_table(work / f"part-{number}.parquet", decided)
-        for row in decided.group_by(["source", "reason"]).aggregate([([], "count_all")]).to_pylist():
-            counts[f"{row['source']}.{row['reason'] or 'kept'}"] += row["count_all"]
-        outcomes.update(reason or "exported" for reason in became.column("reason").to_pylist())
-    return Done({"candidates": dict(sorted(counts.items())), "queries": dict(sorted(outcomes.items()))})
-
-
-def _synthetic_rows(run: Context) -> dict[str, list[dict[str, Any]]]:
-    if not run.job.generator.enabled:
-        return {}
-    judged = {(r["query_id"], r["doc_id"]): r for r in run.table("synthetic_judgments", "judgments").to_pylist()}
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for row in run.table("synthetic", "synthetic").to_pylist():
-        judgment = judged.get((row["query_id"], row["doc_id"]), {})
-        rows.setdefault(row["query_id"], []).append({**row, "judgment": judgment})
-    return rows
-
-
-def run_export(run: Context, work: Path) -> Done:
-    texts_ = export.Texts(run.queries, run.passages)
-    keys_: dict[str, dict[tuple[str, str], str]] = {"judgments": {}, "synthetic": {}}
-    if run.job.judge.enabled:
-        keys_["judgments"] |= _request_keys(run.table("judgments", "judgments"))
-    if run.job.generator.enabled:
-        keys_["judgments"] |= _request_keys(run.table("synthetic_judgments", "judgments"))
-        written = run.table("synthetic", "synthetic")
-        keys_["synthetic"] |= _request_keys(written)
-        for row in written.to_pylist():
-            run.passages.add(row["doc_id"], row["text"] or "")
-    counts: dict[str, Any] = {}
-    for name in run.job.export.formats:
-        write = exporters.get(name)
-        counts[name] = write(
-            name, lambda: export.run(_parts(run), texts_), work, run.job.export, run.job.mining.negatives
-        )
-    tables = export.provenance(_parts(run), keys_)
-    counts["negatives"] = store.write_batches(work / "provenance.parquet", export.PROVENANCE, tables)
-    return Done(counts)
-
-
-def _request_keys(table: pa.Table) -> dict[tuple[str, str], str]:
-    columns = [table.column(name).to_pylist() for name in ("query_id", "doc_id", "request_key")]
-    return {(query_id, doc_id): key for query_id, doc_id, key in zip(*columns, strict=True)}
-
-
-def _parts(run: Context) -> Iterator[export.Part]:
-    for part in run.parts("decisions", "part"):
-        number = part.stem.removeprefix("part-")
-        positives = run.folder.step("candidates") / f"positives-{number}.parquet"
-        yield export.Part(
-            store.read_table(part),
-            store.read_table(part.with_name(f"outcomes-{number}.parquet")),
-            store.read_table(positives),
-        )

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "miner"
 FLOORS = (
     "miner records errors",
-    "config config.base config.data config.encoder config.mining config.llm config.job config.load"
+    "config config.base config.data config.encoder config.mining config.llm config.export config.job config.load"
     " yaml_file store ledger vector_cache ragged_cache chunks",
     "shingles ranking fusion selection calibration numbering prompts progress models provider",
     "readers encoders searchers teachers llms exporters",
@@ -25,19 +25,20 @@ FLOORS = (
     " stages.filters stages.candidates stages.judgments stages.synthetic stages.decisions"
     " stages.export",
     "job firewall",
-    "steps mining_steps m3_steps engine intake calibrate",
+    "steps mining_steps m3_steps export_steps engine intake calibrate",
     "views template cli __main__",
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 ADAPTERS = {name for name, floor in FLOOR.items() if floor == 4}
 # Who may import what on the same floor or above, and which modules may name an adapter and not only its package.
 SIDEWAYS = {
-    "config": "config.base config.data config.encoder config.mining config.llm config.job config.load",
+    "config": "config.base config.data config.encoder config.mining config.llm config.export config.job config.load",
     "config.data": "config.base",
     "config.encoder": "config.base",
     "config.mining": "config.base",
     "config.llm": "config.base",
-    "config.job": "config.base config.data config.encoder config.mining config.llm",
+    "config.export": "config.base",
+    "config.job": "config.base config.data config.encoder config.mining config.llm config.export",
     "config.load": "config.base config.job config.llm config.mining yaml_file",
     "fusion": "ranking",
     "selection": "ranking",
@@ -64,7 +65,8 @@ SIDEWAYS = {
     "llms.recorded": "llms.batch_files",
     "mining_steps": "steps searchers.dense searchers.bm25 searchers.trec_run",
     "m3_steps": "steps mining_steps searchers.sparse searchers.multivector",
-    "engine": "steps mining_steps m3_steps",
+    "export_steps": "steps",
+    "engine": "steps mining_steps m3_steps export_steps",
     "calibrate": "engine steps mining_steps readers.rows",
     "teachers": "teachers.files",
     "teachers.files": "encoders.files",

@@ -3,7 +3,8 @@
 from miner.config.base import is_address, secret
 from miner.config.data import Columns, CorpusColumns, Data, Firewall
 from miner.config.encoder import Encoder
-from miner.config.job import Export, Job
+from miner.config.export import Export
+from miner.config.job import Job
 from miner.config.llm import Endpoint, Generator, Judge
 from miner.config.load import load
 from miner.config.mining import Filters, Index, Mining, Retriever, Teacher

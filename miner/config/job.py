@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from miner.config.base import Model
 from miner.config.data import Data
 from miner.config.encoder import Encoder
+from miner.config.export import Export
 from miner.config.llm import Endpoint, Generator, Judge
 from miner.config.mining import Filters, Mining, Teacher
-
-
-class Export(Model):
-    """The training files."""
-
-    formats: tuple[Literal["flagembedding", "st-ntuple", "st-triplet"], ...] = Field(
-        ("flagembedding", "st-ntuple", "st-triplet"), min_length=1, description="Training files to write."
-    )
-    min_negatives: int = Field(1, ge=1, description="Queries with fewer negatives are set aside.")
-    ntuple_negatives: int | None = Field(
-        None, ge=1, description="Negatives of an n-tuple row; null: mining.negatives, at most 4."
-    )
-    prompt: str = Field(
-        "", description="FlagEmbedding's `prompt`: put before each query in training, in place of the trainer's option."
-    )
-    scores: bool = Field(True, description="Write the retriever's scores beside positives and negatives.")
 
 
 class Job(Model):
