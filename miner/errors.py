@@ -2,7 +2,8 @@
 
     MinerError
     +-- UserError       2    input, job file or environment; the message names value, place and remedy
-    +-- ProviderStop    5    the provider refuses every further request (key, quota, model)
+    +-- BudgetReached   4    the next request would pass the job's budget; what was paid for is kept
+    +-- ProviderStop    5    the provider refuses every further request (key, quota, model), or gives no answer at all
 
 The other exit codes: 0 all done, 3 done but some LLM rows have no usable answer, 130 interrupted.
 """
@@ -14,6 +15,10 @@ class MinerError(Exception):
 
 class UserError(MinerError):
     exit_code = 2
+
+
+class BudgetReached(MinerError):
+    exit_code = 4
 
 
 class ProviderStop(MinerError):

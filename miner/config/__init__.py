@@ -5,11 +5,13 @@ from miner.config.data import Columns, CorpusColumns, Data, Firewall
 from miner.config.encoder import Encoder
 from miner.config.export import Export
 from miner.config.job import Job
-from miner.config.llm import Endpoint, Generator, Judge
+from miner.config.llm import Batch, Budget, Endpoint, Generator, Judge, Price, Replica, Vllm
 from miner.config.load import load
 from miner.config.mining import Filters, Index, Mining, Retriever, Teacher
 
 __all__ = [
+    "Batch",
+    "Budget",
     "Columns",
     "CorpusColumns",
     "Data",
@@ -23,8 +25,11 @@ __all__ = [
     "Job",
     "Judge",
     "Mining",
+    "Price",
+    "Replica",
     "Retriever",
     "Teacher",
+    "Vllm",
     "is_address",
     "load",
     "secret",

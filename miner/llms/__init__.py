@@ -6,32 +6,54 @@ import importlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from miner.config import Endpoint, is_address
 from miner.errors import UserError
 from miner.ledger import Answer, Ledger, Request
+from miner.meter import Meter
 from miner.prompts import Prompt
 from miner.store import digest
 
-BACKENDS = {"openai": "miner.llms.openai", "recorded": "miner.llms.recorded"}
+BACKENDS = {
+    "openai": "miner.llms.openai",
+    "openai-batch": "miner.llms.openai_batch",
+    "vllm": "miner.llms.vllm",
+    "recorded": "miner.llms.recorded",
+}
 Requests = Callable[[], Iterator[Request]]
-Ask = Callable[[Requests], Iterator[tuple[Request, dict[str, Any] | None, str]]]
+# Tells what breaks the form of an answer, so that it can be repaired, or "".
+Check = Callable[[dict[str, Any]], str]
+
+
+class Reply(NamedTuple):
+    """What became of a request: a chat completion object, or None and the error. note: what is odd about it."""
+
+    request: Request
+    response: dict[str, Any] | None
+    error: str
+    note: str = ""
+
+
+Ask = Callable[[Requests, Check], Iterator[Reply]]
 
 
 class Backend(Protocol):
     def answer(self, requests: Iterable[Request], done: Callable[[Request, Answer], None]) -> None:
         """Call `done` once per request, in any order, as soon as its answer is there. Pulls requests lazily.
 
-        A request that found no answer is done too, with response None and the reason. Raises ProviderStop where
-        every further request would fail; what was done stays done.
+        A request that found no answer is done too, with response None and the reason; `final` where asking again
+        would be in vain. Raises ProviderStop where every further request would fail, BudgetReached where the next one
+        would pass the budget; requests in flight are awaited first, and what was done stays done.
         """
 
 
-def load(endpoint: Endpoint) -> Backend:
-    backend: Backend = importlib.import_module(BACKENDS[endpoint.backend]).load(endpoint)
+def load(endpoint: Endpoint, meter: Meter) -> Backend:
+    """The backend of an endpoint. It reserves each try with the meter; `done` commits and settles."""
+    backend: Backend = importlib.import_module(BACKENDS[endpoint.backend]).load(endpoint, meter)
     return backend
 
 
@@ -47,9 +69,13 @@ def identity(endpoint: Endpoint) -> str:
 
 
 def request(endpoint: Endpoint, prompt: Prompt, about: dict[str, str], **values: str) -> Request:
-    """The chat completion request of a rendered prompt; its key hashes endpoint identity and body."""
+    """The chat completion request of a rendered prompt; its key hashes endpoint identity and body.
+
+    `structured: auto` asks for a JSON schema like json_schema, and has the same keys: the backend says it to its server
+    in the strongest form that the server takes.
+    """
     body: dict[str, Any] = {"model": endpoint.model, "messages": prompt.messages(**values), **prompt.front.sampling}
-    if endpoint.structured == "json_schema":
+    if endpoint.structured in ("auto", "json_schema"):
         schema = {"name": prompt.front.task, "strict": True, "schema": prompt.front.answer_schema}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
     elif endpoint.structured == "json_object":
@@ -80,52 +106,88 @@ class Pending(Exception):
         self.requests = requests
 
 
-def asker(backend: Callable[[], Backend], ledger: Ledger, tick: Callable[[int], None]) -> Ask:
+def asker(backend: Callable[[], Backend], meter: Meter, tick: Callable[[int], None]) -> Ask:
     """Join a backend and a ledger: ask what is not in the ledger, then yield everything in request order.
 
     The backend is made only where something must be asked, so a finished job needs no key and no server. The requests
-    are iterated twice and never gathered: what is kept is the key of each one asked, and the reason of each one that
-    found no answer.
+    are iterated several times and never gathered: what is kept is the key of each one asked, and the reason of each one
+    that found no answer. An answer whose form is broken is asked for once more, with the error.
     """
+    ledger = meter.ledger
 
-    def ask(requests: Requests) -> Iterator[tuple[Request, dict[str, Any] | None, str]]:
+    def ask(requests: Requests, check: Check) -> Iterator[Reply]:
         errors: dict[str, str] = {}
 
         def done(request: Request, answer: Answer) -> None:
+            meter.put(request, answer)
             if answer.response is None:
                 errors[request.key] = answer.error
-            else:
-                ledger.put(request, answer)
             tick(1)
 
-        unanswered = _unanswered(requests(), ledger, tick)
-        first = next(unanswered, None)
-        if first is not None:
-            backend().answer(chain([first], unanswered), done)
+        loaded = lru_cache(backend)
+        for wave in _waves(requests, check, meter.endpoint, ledger):
+            unanswered = _unanswered(wave, ledger, tick)
+            first = next(unanswered, None)
+            if first is not None:
+                loaded().answer(chain([first], unanswered), done)
         for request in requests():
-            yield request, ledger.get(request.key), errors.get(request.key, "")
+            yield _reply(request, check, ledger, errors.get(request.key, ""))
 
     return ask
+
+
+def _waves(requests: Requests, check: Check, endpoint: Endpoint, ledger: Ledger) -> Iterator[Iterator[Request]]:
+    """The requests, and, when they are answered, the repairs of those whose form is broken."""
+    yield requests()
+    if endpoint.repair:
+        yield (fix for fix in (_repair(request, check, ledger) for request in requests()) if fix)
+
+
+def _repair(request: Request, check: Check, ledger: Ledger) -> Request | None:
+    """The request that shows a model its own broken answer and the error; None for an answer that has the form."""
+    response = ledger.get(request.key)
+    broken = check(response) if response else ""
+    if not response or not broken:
+        return None
+    said = {"role": "assistant", "content": str(response["choices"][0]["message"].get("content") or "")}
+    asked = {"role": "user", "content": f"{REPAIR} {broken}"}
+    body = {**request.body, "messages": [*request.body["messages"], said, asked]}
+    return Request(digest({"repairs": request.key, "body": body}), body, {**request.about, "repairs": request.key})
+
+
+REPAIR = "That answer does not have the form asked for. Reply again with the JSON object alone. The error:"
+
+
+def _reply(request: Request, check: Check, ledger: Ledger, error: str) -> Reply:
+    response, note = ledger.get(request.key), ledger.mark(request.key)
+    if response is None:
+        return Reply(request, None, error or ledger.given_up(request.key))
+    fix = _repair(request, check, ledger)
+    repaired = ledger.get(fix.key) if fix else None
+    if repaired is not None and not check(repaired):
+        return Reply(request, repaired, "", "repaired")
+    return Reply(request, response, "", note)
 
 
 def _unanswered(requests: Iterator[Request], ledger: Ledger, tick: Callable[[int], None]) -> Iterator[Request]:
     asked: set[str] = set()
     for request in requests:
-        if request.key in asked or ledger.has(request.key):
+        if request.key in asked or ledger.has(request.key) or ledger.given_up(request.key):
             tick(1)
         else:
             asked.add(request.key)
             yield request
 
 
-def collector(ledger: Ledger) -> Ask:
+def collector(meter: Meter) -> Ask:
     """An asker that sends nothing: it raises Pending where an answer is lacking."""
 
-    def ask(requests: Requests) -> Iterator[tuple[Request, dict[str, Any] | None, str]]:
-        lacking = list(_unanswered(requests(), ledger, lambda _: None))
-        if lacking:
-            raise Pending(lacking)
+    def ask(requests: Requests, check: Check) -> Iterator[Reply]:
+        for wave in _waves(requests, check, meter.endpoint, meter.ledger):
+            lacking = list(_unanswered(wave, meter.ledger, lambda _: None))
+            if lacking:
+                raise Pending(lacking)
         for request in requests():
-            yield request, ledger.get(request.key), ""
+            yield _reply(request, check, meter.ledger, "")
 
     return ask

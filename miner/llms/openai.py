@@ -94,7 +94,7 @@ async def _create(client: openai.AsyncOpenAI, body: dict[str, Any]) -> dict[str,
         raise ValueError("the body is nested too deep") from None
 
 
-def load(endpoint: Endpoint) -> OpenAIBackend:
+def load(endpoint: Endpoint, meter: Meter) -> OpenAIBackend:
     name = endpoint.api_key or "OPENAI_API_KEY"
     api_key = secret(endpoint.api_key, "OPENAI_API_KEY")
     if not api_key:

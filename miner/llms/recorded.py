@@ -8,6 +8,7 @@ from pathlib import Path
 from miner.config import Endpoint
 from miner.ledger import Answer, Request
 from miner.llms.batch_files import Line, read_answers
+from miner.meter import Meter
 
 
 class RecordedBackend:
@@ -49,5 +50,5 @@ def _subject(about: dict[str, str]) -> tuple[str, ...]:
     return tuple(about.get(name, "") for name in ("task", "prompt", "query_id", "doc_id"))
 
 
-def load(endpoint: Endpoint) -> RecordedBackend:
+def load(endpoint: Endpoint, _: Meter) -> RecordedBackend:
     return RecordedBackend(read_answers(Path(endpoint.answers or "")))
