@@ -1,13 +1,13 @@
-"""Prompt files: load, render, and parse what comes back. Pure but for reading the file.
+"""Prompt files: load, check, render. Pure but for reading the file.
 
 A prompt is Markdown with YAML front matter, then a part under `# system` and one under `# user`, both Jinja2. Its
-version is the hash of its text, so an edited prompt is another prompt.
+version is the hash of its text, so an edited prompt is another prompt. What comes back is read by miner.answers.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +16,17 @@ from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import SandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from miner.answers import Parsed as Parsed
+from miner.answers import Status as Status
+from miner.answers import kinds, odd_rule
+from miner.answers import quotes as quotes
+from miner.answers import read_answer as read_answer
 from miner.errors import UserError
-from miner.records import fold
 from miner.store import digest
 
-Status = Literal["ok", "refused", "truncated", "unparsable", "missing"]
 Task = Literal["judge", "generate"]
+Mode = Literal["graded", "binary", "packed", "listwise"]
+TASKS: tuple[Task, ...] = ("judge", "generate")
 
 TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=False)
 PACKAGED = Path(__file__).parent / "_prompts"
@@ -29,24 +34,40 @@ SHIPPED = PACKAGED if PACKAGED.is_dir() else Path(__file__).parent.parent / "pro
 
 
 class Front(BaseModel):
-    """The front matter. An unknown key is an error."""
+    """The front matter. An unknown key is an error.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    version: a label for people; what counts is the hash of the file. parent: the name, or name@version, that this one
+    was made from. mode: of a judge; it says how the answer is read.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, coerce_numbers_to_str=True)
 
     name: str
+    version: str = ""
     task: Task
+    mode: Mode | None = None
+    parent: str = ""
     notes: str = ""
     inputs: tuple[str, ...]
     sampling: dict[str, Any] = {}
-    answer_schema: dict[str, Any] = Field(alias="schema")
+    answer_schema: dict[str, Any] = Field({}, alias="schema")
 
 
 @dataclass(frozen=True)
 class Prompt:
+    """`version` is the hash of `text`, the whole file."""
+
     front: Front
     system: str
     user: str
     version: str
+    text: str = field(default="", repr=False)
+    path: Path | None = field(default=None, compare=False)
+
+    @property
+    def mode(self) -> Mode:
+        """How a judge's answer is read; graded where the front matter does not say."""
+        return self.front.mode or "graded"
 
     def messages(self, **values: str) -> list[dict[str, str]]:
         """The chat messages. Values are text and never read as template code. Raises UserError."""
@@ -73,11 +94,19 @@ def load(task: Task, name: str, own: Path | None) -> Prompt:
     raise UserError(f"prompt {name!r} ({task}): no such file in {', '.join(str(p.parent) for p in paths)}")
 
 
-def parse_file(path: Path, task: Task) -> Prompt:
+def parse_file(path: Path, task: Task | None = None) -> Prompt:
+    """The prompt in a file; `task` None takes either. Raises UserError."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error}); save the prompt as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot read ({error.strerror}); check the path") from None
+    return parse(text, path, task)
+
+
+def parse(text: str, path: Path, task: Task | None = None) -> Prompt:
+    """The prompt in a text; `path` is where it stands, for messages. Raises UserError."""
     try:
         _, head, body = text.split("---\n", 2)
         system, user = body.split("# system\n", 1)[1].split("\n# user\n", 1)
@@ -85,11 +114,11 @@ def parse_file(path: Path, task: Task) -> Prompt:
     except (ValueError, IndexError, yaml.YAMLError) as error:
         reason = _first_line(error)
         raise UserError(f"{path}: a prompt is front matter, then `# system` and `# user` parts ({reason})") from None
-    if front.task != task:
+    if task is not None and front.task != task:
         raise UserError(f"{path}: task is {front.task}, wanted {task}")
     _check_inputs(path, front, system + user)
     _check_schema(path, front)
-    return Prompt(front, system.strip("\n"), user.strip("\n"), digest(text)[:16])
+    return Prompt(front, system.strip("\n"), user.strip("\n"), digest(text)[:16], text, path)
 
 
 def _first_line(error: Exception) -> str:
@@ -97,6 +126,14 @@ def _first_line(error: Exception) -> str:
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     return (str(error).splitlines() or [""])[0]
+
+
+# In this order the fences' code is made from them. Of the judge, `passages` are the fenced passages of one call.
+GIVEN = {
+    "judge": ("query", "positive", "passage", "passages", "nonce"),
+    "generate": ("query", "positive", "facet", "near_miss", "words", "k", "language", "nonce"),
+}
+MANY = ("packed", "listwise")
 
 
 def _check_inputs(path: Path, front: Front, text: str) -> None:
@@ -111,23 +148,41 @@ def _check_inputs(path: Path, front: Front, text: str) -> None:
         raise UserError(
             f"{path}: unknown input {min(unknown)}; a {front.task} prompt gets {', '.join(GIVEN[front.task])}"
         )
+    if front.task == "generate":
+        if front.mode is not None:
+            raise UserError(f"{path}: mode {front.mode} is for judges; take the key out of this generator")
+        return
+    wanted, other = ("passages", "passage") if front.mode in MANY else ("passage", "passages")
+    if wanted not in used or other in used:
+        raise UserError(f"{path}: a judge of mode {front.mode or 'graded'} shows {wanted}, and never {other}")
 
 
-GIVEN = {"judge": ("query", "positive", "passage", "nonce"), "generate": ("query", "positive", "facet", "nonce")}
-NEEDED = {"judge": {"evidence": "string", "grade": "integer"}, "generate": {"passage": "string"}}
+NEEDED = {
+    "graded": {"evidence": "string", "grade": "integer"},
+    "binary": {},
+    "packed": {"answers": "array"},
+    "listwise": {"answers": "array"},
+    "generate": {"passage": "string"},
+}
+NEEDED_ENTRY = {"packed": {"evidence": "string", "grade": "integer"}, "listwise": {"relation": "string"}}
 
 
 def _check_schema(path: Path, front: Front) -> None:
-    """The answer is a flat object with the keys that its reader needs."""
-    properties = front.answer_schema.get("properties")
-    rules = properties if isinstance(properties, dict) else {}
-    kinds = {name: str(rule.get("type") if isinstance(rule, dict) else rule) for name, rule in rules.items()}
-    for name, wanted in NEEDED[front.task].items():
-        if kinds.get(name) != wanted:
+    """The answer is an object with the keys that its reader needs; of a Yes/No judge it is no object at all."""
+    what = "generate" if front.task == "generate" else front.mode or "graded"
+    if what == "binary" and front.answer_schema:
+        raise UserError(f"{path}: a binary judge has no schema: it answers one word; take the key out")
+    found = kinds(front.answer_schema)
+    for name, wanted in NEEDED[what].items():
+        if found.get(name) != wanted:
             raise UserError(f"{path}: the schema of a {front.task} prompt needs the property {name} of type {wanted}")
-    for name, kind in kinds.items():
-        if kind not in TYPES:
-            raise UserError(f"{path}: schema: {name} is of type {kind}; known are {', '.join(TYPES)}")
+    if wrong := odd_rule(front.answer_schema):
+        raise UserError(f"{path}: schema: {wrong}")
+    if what in NEEDED_ENTRY:
+        entry = kinds(front.answer_schema["properties"]["answers"]["items"])  # of plain values: none has a name
+        for name, kind in {"id": entry.get("id", "integer"), **NEEDED_ENTRY[what]}.items():
+            if entry.get(name) != kind:
+                raise UserError(f"{path}: the entries of `answers` need the property {name} of type {kind}")
 
 
 def nonce(*texts: str) -> str:
@@ -135,61 +190,26 @@ def nonce(*texts: str) -> str:
     return digest(list(texts))[:10]
 
 
-@dataclass(frozen=True)
-class Parsed:
-    status: Status
-    detail: str
-    value: dict[str, Any]
+def fill(prompt: Prompt, **texts: str) -> dict[str, str]:
+    """The values of the prompt's inputs, the code of the fences among them. Raises UserError where one is lacking."""
+    names = [name for name in GIVEN[prompt.front.task] if name in prompt.front.inputs and name != "nonce"]
+    for name in names:
+        if name not in texts:
+            raise UserError(f"prompt {prompt.front.name}: no {name} is given, which it shows")
+    values = {name: texts[name] for name in names}
+    return values | ({"nonce": nonce(*values.values())} if "nonce" in prompt.front.inputs else {})
 
 
-def read_answer(response: dict[str, Any] | None, schema: dict[str, Any], error: str = "") -> Parsed:
-    """Status and content of a chat completion. Only `ok` carries a value; nothing unreadable becomes a grade."""
-    if response is None:
-        return Parsed("missing", error, {})
-    choice = (response.get("choices") or [{}])[0]
-    message = choice.get("message") or {}
-    if message.get("refusal") or choice.get("finish_reason") == "content_filter":
-        return Parsed("refused", str(message.get("refusal") or "content_filter"), {})
-    if choice.get("finish_reason") == "length":
-        return Parsed("truncated", "the answer met max_tokens", {})
-    content = message.get("content")
-    value = _json_object(content) if isinstance(content, str) else None
-    if value is None:
-        return Parsed("unparsable", "no JSON object", {})
-    wrong = _breaks(value, schema)
-    return Parsed("unparsable", wrong, {}) if wrong else Parsed("ok", "", value)
+def fill_many(prompt: Prompt, query: str, positive: str, passages: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The values of a packed or listwise judge's inputs, and the ids by which it is asked about each passage.
 
-
-def _json_object(content: str) -> dict[str, Any] | None:
-    """The JSON object that the text is, or that stands alone between its first and last brace."""
-    body = content[content.find("{") : content.rfind("}") + 1]
-    try:
-        value = json.loads(body)
-        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate fits in no file
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-TYPES: dict[str, tuple[type, ...]] = {"string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,)}
-
-
-def _breaks(value: dict[str, Any], schema: dict[str, Any]) -> str:
-    """What is wrong with a flat object under its schema, or "". Booleans are not numbers here."""
-    for name, rule in schema.get("properties", {}).items():
-        if name not in value:
-            return f"no {name}"
-        item, kind = value[name], TYPES[rule["type"]]
-        if not isinstance(item, kind) or (isinstance(item, bool) and bool not in kind):
-            return f"{name} is not of type {rule['type']}"
-        if "enum" in rule and item not in rule["enum"]:
-            return f"{name} is {item!r}, not one of {rule['enum']}"
-    return ""
-
-
-def quotes(evidence: str, passage: str) -> bool:
-    """Does the quote occur in the passage, case and white space folded, quote marks around it ignored?"""
-    return fold(evidence).strip("\"'“”…. ") in fold(passage)
+    The fences of the passages are made here: a template cannot leave one out.
+    """
+    ids = [str(number) for number in range(1, len(passages) + 1)]
+    code = nonce(query, positive, *passages)
+    fenced = [f"=== PASSAGE {id_} {code} ===\n{text}" for id_, text in zip(ids, passages, strict=True)]
+    values = {"query": query, "positive": positive, "passages": "\n".join(fenced), "nonce": code}
+    return {name: value for name, value in values.items() if name in prompt.front.inputs}, ids
 
 
 def answered(parsed: Parsed, key: str, model: str, prompt: Prompt, response: dict[str, Any] | None) -> dict[str, Any]:
