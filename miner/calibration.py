@@ -6,16 +6,16 @@ Lists are flat: parallel arrays sorted by (query, rank).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from miner import ranking
+from miner.bounds import LEVEL, needed, upper_bound
+from miner.resampling import draws
 
 Array = np.ndarray[Any, Any]
-LEVEL = 0.95
-RESAMPLED = 4_000_000  # drawn queries held in memory, about 32 bytes each
 RANKS = (1, 3, 5, 10)
 MARGINS = (0.02, 0.05, 0.08, 0.12, 0.16, 0.2, 0.3)
 
@@ -118,14 +118,6 @@ def choose(points: Sequence[Point], target: float) -> Point | None:
     return max(safe, key=lambda point: (point.kept, point.hardness or 0.0), default=None)
 
 
-def needed(target: float) -> int:
-    """Judged pairs, none of them relevant, that show a share of at most target with 95% certainty.
-
-    Hanley & Lippman-Hand 1983, "If nothing goes wrong": about 3/target; 59 for 0.05.
-    """
-    return math.ceil(math.log(1 - LEVEL) / math.log1p(-target))
-
-
 def lacking(points: Sequence[Point], target: float) -> int | None:
     """About how many more judged pairs would let the most promising setting through, if its share stays what it is.
 
@@ -142,34 +134,6 @@ def lacking(points: Sequence[Point], target: float) -> int | None:
             ratio = (point.upper - point.fn) / (target - point.fn)
             more.append(math.ceil(point.judged * (ratio**2 - 1)))
     return min(more, default=None)
-
-
-def upper_bound(errors: int, trials: int, level: float = LEVEL) -> float:
-    """One-sided upper bound of a share: Clopper & Pearson 1934, and Wilson's score bound beyond 1000 errors.
-
-    1.0 without trials. With no errors it is 1 - (1 - level)**(1/trials), the rule of three.
-    """
-    if errors >= trials:
-        return 1.0
-    if errors > 1000:
-        return _wilson(errors / trials, trials, level)
-    ways = [math.lgamma(trials + 1) - math.lgamma(i + 1) - math.lgamma(trials - i + 1) for i in range(errors + 1)]
-    log_ways, hits = np.array(ways), np.arange(errors + 1)
-    low, high = errors / trials, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        chance = np.exp(log_ways + hits * math.log(middle) + (trials - hits) * math.log1p(-middle)).sum()
-        low, high = (middle, high) if chance > 1 - level else (low, middle)
-        if high - low < 1e-12:
-            break
-    return high
-
-
-def _wilson(share: float, trials: int, level: float) -> float:
-    z = 1.6448536269514722 if level == LEVEL else 1.959963984540054
-    middle = share + z * z / (2 * trials)
-    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return min(1.0, (middle + spread) / (1 + z * z / trials))
 
 
 def hide(positives: Array, query_hash: Array, doc_hash: Array, seed: int, share: float) -> Array:
@@ -211,7 +175,7 @@ def _bounds(sums: _Sums, seed: int, samples: int) -> list[tuple[float, float, fl
     A bootstrap knows no error that it has not seen: without any it would call every setting perfect.
     """
     relevant, judged = [], []
-    for weights in _resamples(sums.kept.shape[1], seed, samples):
+    for weights in draws(sums.kept.shape[1], seed, samples):
         relevant.append(sums.relevant @ weights)
         judged.append(sums.judged @ weights)
     found = []
@@ -221,19 +185,6 @@ def _bounds(sums: _Sums, seed: int, samples: int) -> list[tuple[float, float, fl
         counts = int(sums.relevant[i].sum()), int(sums.judged[i].sum())
         found.append((low, max(high, upper_bound(*counts, level=0.975)), max(upper, upper_bound(*counts))))
     return found
-
-
-def _resamples(queries: int, seed: int, samples: int) -> Iterator[Array]:
-    """float64[queries, some]: how often each query is drawn in each sample. Hashes of counters, so no generator's
-    version matters; whole numbers, so sums are exact in any order."""
-    at_once = max(1, RESAMPLED // queries)
-    start = ranking.mix(np.array([seed], np.uint64))
-    for first in range(0, samples, at_once):
-        size = min(at_once, samples - first)
-        counters = np.arange(first * queries, (first + size) * queries, dtype=np.uint64)
-        drawn = (ranking.mix(counters ^ start) % np.uint64(queries)).astype(np.int64)
-        drawn += np.repeat(np.arange(size) * queries, queries)
-        yield np.bincount(drawn, minlength=size * queries).reshape(size, queries).T.astype(float)
 
 
 def _point(setting: Setting, rows: list[Array], bound: tuple[float, float, float], negatives: int) -> Point:

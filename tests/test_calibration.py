@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miner import calibration, ranking, template, yaml_file
+from miner import calibration, ranking, resampling, template, yaml_file
 from miner.calibration import Setting
 from miner.errors import UserError
 
@@ -134,10 +134,10 @@ def test_the_same_seed_gives_the_same_interval_in_any_chunks(monkeypatch):
     whole = calibration.curve(*data, negatives=7, grid=grid, seed=5)
     assert whole == calibration.curve(*data, negatives=7, grid=grid, seed=5)
     assert whole != calibration.curve(*data, negatives=7, grid=grid, seed=6)
-    (draws,) = calibration._resamples(50, 5, 100)
+    (draws,) = resampling.draws(50, 5, 100)
     assert draws.sum(axis=0).tolist() == [50.0] * 100
-    monkeypatch.setattr(calibration, "RESAMPLED", 350)
-    assert [part.shape for part in calibration._resamples(50, 5, 100)] == [(50, 7)] * 14 + [(50, 2)]
+    monkeypatch.setattr(resampling, "AT_ONCE", 350)
+    assert [part.shape for part in resampling.draws(50, 5, 100)] == [(50, 7)] * 14 + [(50, 2)]
     assert whole == calibration.curve(*data, negatives=7, grid=grid, seed=5)
 
 

@@ -13,7 +13,7 @@ FLOORS = (
     "miner records errors",
     "config config.base config.data config.encoder config.mining config.llm config.export config.job config.load"
     " yaml_file store ledger vector_cache ragged_cache chunks",
-    "shingles ranking fusion selection calibration numbering prompts progress models provider",
+    "shingles ranking fusion selection calibration bounds resampling agreement acceptance numbering prompts progress models provider",
     "readers encoders searchers teachers llms exporters",
     "readers.rows readers.pairs readers.beir readers.flagembedding readers.hub"
     " encoders.families encoders.files encoders.onnx encoders.torch encoders.m3"
@@ -42,7 +42,10 @@ SIDEWAYS = {
     "config.load": "config.base config.job config.llm config.mining yaml_file",
     "fusion": "ranking",
     "selection": "ranking",
-    "calibration": "ranking",
+    "calibration": "ranking bounds resampling",
+    "resampling": "ranking bounds",
+    "agreement": "bounds resampling",
+    "acceptance": "agreement bounds",
     "shingles": "ranking",
     "ragged_cache": "store vector_cache",
     "firewall": "readers.beir readers.rows",
