@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from miner.answers import Parsed as Parsed
 from miner.answers import Status as Status
+from miner.answers import broken_form as broken_form
 from miner.answers import kinds, odd_rule
 from miner.answers import quotes as quotes
 from miner.answers import read_answer as read_answer
@@ -164,7 +165,10 @@ NEEDED = {
     "listwise": {"answers": "array"},
     "generate": {"passage": "string"},
 }
-NEEDED_ENTRY = {"packed": {"evidence": "string", "grade": "integer"}, "listwise": {"relation": "string"}}
+NEEDED_ENTRY = {
+    "packed": {"evidence": "string", "grade": "integer"},
+    "listwise": {"evidence": "string", "relation": "string"},
+}
 
 
 def _check_schema(path: Path, front: Front) -> None:

@@ -1,0 +1,331 @@
+"""Evaluate a judge prompt on golden pairs: ask, read, measure, and keep all of it in a run folder.
+
+RUNS/ledger.sqlite                           every answer of every run: what was asked once is not asked again
+RUNS/NAME-VERSION-MODEL-GOLDEN/prompt.md     the text that was evaluated
+                               results.jsonl one line a pair: the human grade and what the judge said
+                               summary.json  written last
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import numpy as np
+
+from miner import acceptance, agreement, answers, llms, meter, progress, prompts, store
+from miner.config import Endpoint, Judge
+from miner.errors import UserError
+from miner.ledger import Ledger, Request
+from miner.prompts import Parsed, Prompt
+from miner.resampling import SAMPLES
+from miner.stages import judgments
+
+Row = dict[str, Any]
+PACK = 8  # passages of one call at most
+SEED = 13
+TARGET = 0.05  # acceptance asks for one; it decides nothing here
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a prompt is evaluated. repeat: every pair is asked so often, each time with another seed."""
+
+    endpoint: Endpoint
+    judge: Judge
+    repeat: int = 1
+    seed: int = SEED
+    samples: int = SAMPLES
+
+
+class Unit(NamedTuple):
+    """One request and the golden rows that it asks about, by number; ids: what the prompt calls their passages."""
+
+    request: Request
+    rows: tuple[int, ...]
+    ids: list[str]
+    repeat: int
+
+
+class Said(NamedTuple):
+    """What the judge said of one pair."""
+
+    parsed: Parsed
+    key: str
+
+
+# ---------------------------------------------------------------- ask
+
+
+def units(prompt: Prompt, rows: list[Row], settings: Settings) -> Iterator[Unit]:
+    """The requests of an evaluation, in order: all pairs once, then all again."""
+    for repeat in range(settings.repeat):
+        varied = _varied(prompt, repeat)
+        if prompt.mode in prompts.MANY:
+            for pack in _packs(rows, settings.seed + repeat):
+                yield _pack(varied, rows, pack, settings, repeat)
+        else:
+            for at, row in enumerate(rows):
+                query, positive, passage = _texts(row, settings.judge)
+                values = prompts.fill(varied, query=query, positive=positive, passage=passage)
+                about = {"query_id": row["query_id"], "doc_id": row["doc_id"]}
+                yield Unit(llms.request(_endpoint(varied, settings), varied, about, **values), (at,), ["1"], repeat)
+
+
+def _varied(prompt: Prompt, repeat: int) -> Prompt:
+    """The prompt with another seed at each repeat, so that a repeat is a request of its own."""
+    if not repeat:
+        return prompt
+    sampling = {**prompt.front.sampling, "seed": int(prompt.front.sampling.get("seed", 0)) + repeat}
+    front = prompt.front.model_copy(update={"sampling": sampling})
+    return Prompt(front, prompt.system, prompt.user, prompt.version, prompt.text, prompt.path)
+
+
+def _endpoint(prompt: Prompt, settings: Settings) -> Endpoint:
+    """A prompt without a schema asks for no form."""
+    if prompt.front.answer_schema:
+        return settings.endpoint
+    return settings.endpoint.model_copy(update={"structured": "none"})
+
+
+def _texts(row: Row, judge: Judge) -> tuple[str, str, str]:
+    """Cut as a job cuts them, so that an answer serves both."""
+    return row["query"], row["positive"][: judge.max_chars], row["passage"][: judge.max_chars]
+
+
+def _packs(rows: list[Row], seed: int) -> Iterator[tuple[int, ...]]:
+    """Rows of one query and positive, shuffled by a hash, up to PACK together."""
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for at, row in enumerate(rows):
+        groups.setdefault((row["query_id"], row["query"], row["positive"]), []).append(at)
+    for group in groups.values():
+        group.sort(key=lambda at: store.digest([seed, rows[at]["doc_id"]]))
+        for start in range(0, len(group), PACK):
+            yield tuple(group[start : start + PACK])
+
+
+def _pack(prompt: Prompt, rows: list[Row], pack: tuple[int, ...], settings: Settings, repeat: int) -> Unit:
+    query, positive, _ = _texts(rows[pack[0]], settings.judge)
+    passages = [_texts(rows[at], settings.judge)[2] for at in pack]
+    values, ids = prompts.fill_many(prompt, query, positive, passages)
+    about = {"query_id": rows[pack[0]]["query_id"], "doc_id": " ".join(rows[at]["doc_id"] for at in pack)}
+    return Unit(llms.request(_endpoint(prompt, settings), prompt, about, **values), pack, ids, repeat)
+
+
+def ask(prompt: Prompt, asked: list[Unit], endpoint: Endpoint, ledger: Ledger, tick: progress.Tick) -> list[llms.Reply]:
+    """The replies in order; only what the ledger lacks is sent."""
+
+    def check(response: dict[str, Any]) -> str:
+        return answers.broken_form(response, prompt.front.answer_schema)
+
+    counted = meter.Meter(endpoint, ledger)
+    asker = llms.asker(lambda: llms.load(endpoint, counted), counted, tick)
+    return list(asker(lambda: (unit.request for unit in asked), check))
+
+
+# ---------------------------------------------------------------- read
+
+
+def read(prompt: Prompt, unit: Unit, reply: llms.Reply, rows: list[Row], judge: Judge) -> list[Said]:
+    """What one reply says of each of its rows, under the rule on evidence that a job has."""
+    schema = prompt.front.answer_schema
+    if prompt.mode == "binary":
+        found = [answers.read_yes_no(reply.response, reply.error)]
+    elif prompt.mode in prompts.MANY:
+        reader = answers.read_packed if prompt.mode == "packed" else answers.read_listwise
+        found = list(reader(reply.response, schema, unit.ids, reply.error).values())
+    else:
+        found = [answers.read_answer(reply.response, schema, reply.error)]
+    if prompt.mode != "binary":
+        found = [
+            judgments.check_evidence(parsed, _texts(rows[at], judge)[2], judge)
+            for parsed, at in zip(found, unit.rows, strict=True)
+        ]
+    return [Said(parsed, unit.request.key) for parsed in found]
+
+
+def result(row: Row, said: list[Said], judge: Judge, human: int) -> Row:
+    """The line of results.jsonl of a pair; said: by repeat. The first repeat is the one that is measured."""
+    first, key = said[0]
+    grade = first.value.get("grade")
+    verdict = judgments.verdict(grade, judge)
+    return {
+        **{name: row.get(name) for name in ("query_id", "doc_id", "tag", "split", "query", "passage", "reason")},
+        "human": human,
+        "grade": grade,
+        "score": first.value.get("probability", grade),
+        "verdict": verdict,
+        "right": verdict == ("relevant" if human >= judge.relevant_from else "irrelevant"),
+        "status": first.status,
+        "detail": first.detail,
+        "evidence": first.value.get("evidence", ""),
+        "request_key": key,
+        "repeats": [one.parsed.value.get("grade") for one in said],
+    }
+
+
+# ---------------------------------------------------------------- measure
+
+
+def judged(results: list[Row]) -> agreement.Judged:
+    columns = ([row[name] for row in results] for name in ("query_id", "human", "grade", "score"))
+    return agreement.Judged.of(*columns)
+
+
+def metrics(results: list[Row], judge: Judge, seed: int, samples: int = SAMPLES) -> Row:
+    """Every measure of agreement with its interval, the false negatives among accepted pairs, and each tag."""
+    pairs, (relevant_from, irrelevant_to) = judged(results), (judge.relevant_from, judge.irrelevant_to)
+    measured = agreement.measure(pairs, relevant_from, irrelevant_to, seed, samples)
+    tried = acceptance.calibrate(pairs, TARGET, relevant_from).tried
+    accepted = next(one for one in tried if one.threshold == irrelevant_to)
+    return {
+        "measures": {name: _numbers(interval) for name, interval in measured.items()},
+        "accepted": {name: getattr(accepted, name) for name in ("accepted", "false_negatives", "share", "bound")},
+        "confusion": agreement.counts(pairs).astype(int).tolist(),
+        "status": dict(sorted(Counter(row["status"] for row in results).items())),
+        "tags": _tags(results),
+    }
+
+
+def _numbers(interval: Any) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else float(value) for name, value in interval._asdict().items()}
+
+
+def _tags(results: list[Row]) -> dict[str, dict[str, int]]:
+    tags: dict[str, list[Row]] = {}
+    for row in results:
+        tags.setdefault(str(row["tag"] or ""), []).append(row)
+    return {
+        tag: {
+            "pairs": len(rows),
+            "right": sum(row["right"] for row in rows),
+            "false_negatives": sum(row["verdict"] == "irrelevant" and not row["right"] for row in rows),
+            "failed": sum(row["verdict"] == "failed" for row in rows),
+        }
+        for tag, rows in sorted(tags.items())
+    }
+
+
+def repeat_agreement(results: list[Row], judge: Judge) -> float | None:
+    """The share of pairs with the same verdict in every repeat; None where each was asked once."""
+    if not results or len(results[0]["repeats"]) < 2:
+        return None
+    same = [len({judgments.verdict(grade, judge) for grade in row["repeats"]}) == 1 for row in results]
+    return sum(same) / len(same)
+
+
+def spent(asked: list[Unit], endpoint: Endpoint, ledger: Ledger) -> Row:
+    """Requests, tokens, dollars (None: no price is known) and seconds of the answers, whenever they were given.
+
+    The repair of an answer counts to it. Latency: median and 90th percentile; answers taken from a file have none.
+    """
+    ledger.flush()
+    used = _used(ledger.path, {unit.request.key for unit in asked})
+    price, seconds = meter.price(endpoint), [one[3] for one in used if one[3] > 0]
+    return {
+        "requests": len(used),
+        "prompt_tokens": sum(one[0] for one in used),
+        "completion_tokens": sum(one[1] for one in used),
+        "cost": None if price is None else math.fsum(meter.dollars(price, *one[:3]) for one in used),
+        "latency": {
+            "median": float(np.median(seconds)) if seconds else None,
+            "p90": float(np.quantile(seconds, 0.9)) if seconds else None,
+        },
+    }
+
+
+def _used(path: Path, keys: set[str]) -> list[tuple[int, int, int, float]]:
+    """Prompt, completion and cached tokens and seconds of each answer under a key, and of each repair of one."""
+    columns = "prompt_tokens, completion_tokens, cached_tokens, seconds, key, json_extract(about, '$.repairs')"
+    with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as db:
+        rows = db.execute(f"SELECT {columns} FROM requests WHERE state = 'done' ORDER BY key")
+        return [row[:4] for row in rows if row[4] in keys or row[5] in keys]
+
+
+# ---------------------------------------------------------------- the run folder
+
+
+def select(rows: list[Row], split: str | None, limit: int | None) -> list[Row]:
+    """The rows of a split, and of these the first `limit` in the order of a hash, so that tags and queries mix."""
+    found = [row for row in rows if split is None or row.get("split") == split]
+    if not found:
+        raise UserError(
+            f"golden: no row of split {split!r}; its splits are {sorted({str(r.get('split')) for r in rows})}"
+        )
+    if limit is None or limit >= len(found):
+        return found
+    order = sorted(range(len(found)), key=lambda at: store.digest([found[at]["query_id"], found[at]["doc_id"]]))
+    return [found[at] for at in sorted(order[:limit])]
+
+
+def golden_digest(rows: list[Row]) -> str:
+    names = ("query_id", "doc_id", "query", "positive", "passage", "grade")
+    return store.digest([[row.get(name) for name in names] for row in rows])[:12]
+
+
+def run_folder(runs: Path, prompt: Prompt, endpoint: Endpoint, rows: list[Row]) -> Path:
+    parts = [prompt.front.name, prompt.version, endpoint.model, golden_digest(rows)]
+    return runs / "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", part) for part in parts)
+
+
+def evaluate(
+    prompt: Prompt, rows: list[Row], settings: Settings, runs: Path, source: Row | None = None
+) -> tuple[Path, Row]:
+    """Ask what is lacking, measure, write the run folder. Returns it with its summary. Raises UserError.
+
+    rows: golden rows. source: where they came from (path, split, limit), for `miner prompt check`.
+    """
+    if prompt.front.task != "judge":
+        raise UserError(f"prompt {prompt.front.name}: a generator; eval measures judges against human grades")
+    ledger = Ledger(runs / "ledger.sqlite")
+    try:
+        asked = list(units(prompt, rows, settings))
+        with progress.bar(f"eval {prompt.front.name}", len(asked), "answers") as tick:
+            replies = ask(prompt, asked, _endpoint(prompt, settings), ledger, tick)
+        cost = spent(asked, settings.endpoint, ledger)
+    finally:
+        ledger.close()
+    said: list[list[Said]] = [[] for _ in rows]
+    for unit, reply in zip(asked, replies, strict=True):
+        for at, one in zip(unit.rows, read(prompt, unit, reply, rows, settings.judge), strict=True):
+            said[at].append(one)
+    results = [result(row, one, settings.judge, int(row["grade"])) for row, one in zip(rows, said, strict=True)]
+    summary = _summary(prompt, results, settings, source or {}, rows, cost)
+    folder = run_folder(runs, prompt, settings.endpoint, rows)
+    store.write_text(folder / "prompt.md", prompt.text)
+    store.write_jsonl(folder / "results.jsonl", results)
+    store.write_json(folder / "summary.json", summary)
+    return folder, summary
+
+
+def _summary(prompt: Prompt, results: list[Row], settings: Settings, source: Row, rows: list[Row], cost: Row) -> Row:
+    endpoint = settings.endpoint
+    return {
+        "prompt": prompt.front.name,
+        "version": prompt.version,
+        "label": prompt.front.version,
+        "mode": prompt.mode,
+        "model": endpoint.model,
+        "server": llms.identity(endpoint),
+        "golden": {
+            **source,
+            "digest": golden_digest(rows),
+            "pairs": len(rows),
+            "queries": len({row["query_id"] for row in rows}),
+        },
+        "judge": {name: getattr(settings.judge, name) for name in ("relevant_from", "irrelevant_to", "max_chars")},
+        "repeat": settings.repeat,
+        "seed": settings.seed,
+        **metrics(results, settings.judge, settings.seed, settings.samples),
+        "repeat_agreement": repeat_agreement(results, settings.judge),
+        "spent": cost,
+        "endpoint": endpoint.model_dump(mode="json", exclude_defaults=True),
+    }
