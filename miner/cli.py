@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
-import shlex
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from miner.commands.common import AsJson, JobFile, Overrides, load, print_json, resumable
 from miner.errors import MinerError, UserError
 
 app = typer.Typer(
@@ -24,15 +21,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Ask again what an earlier run gave up for good.")]
 calibrate = typer.Typer(help="Choose settings by measurement on judged data.", no_args_is_help=True)
 app.add_typer(calibrate, name="calibrate")
-JobFile = Annotated[Path, typer.Argument(help="The job file (YAML).", metavar="JOB.yaml")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a value of the job file: key.sub=value. Repeatable.")
-]
 # The class of all wrong arguments: Typer has no name for it, and carries its own copy of click or not, by version.
 USAGE_ERROR: Any = typer.BadParameter.__base__
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -81,6 +74,7 @@ def run(
     job_file: JobFile,
     set_: Overrides = None,
     until: Annotated[str | None, typer.Option(help="Stop after this stage: mine, judge, generate or export.")] = None,
+    retry_failed: RetryFailed = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and why; run nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -88,7 +82,7 @@ def run(
     if dry_run:
         _dry_run(job_file, set_, as_json)
     else:
-        _advance(job_file, set_, until, as_json)
+        _advance(job_file, set_, until, as_json, retry_failed)
 
 
 @app.command()
@@ -98,15 +92,19 @@ def mine(job_file: JobFile, set_: Overrides = None, as_json: AsJson = False) -> 
 
 
 @app.command()
-def judge(job_file: JobFile, set_: Overrides = None, as_json: AsJson = False) -> None:
+def judge(
+    job_file: JobFile, set_: Overrides = None, retry_failed: RetryFailed = False, as_json: AsJson = False
+) -> None:
     """Have the LLM judge the pool (mines first where that is not done)."""
-    _advance(job_file, set_, "judge", as_json)
+    _advance(job_file, set_, "judge", as_json, retry_failed)
 
 
 @app.command()
-def generate(job_file: JobFile, set_: Overrides = None, as_json: AsJson = False) -> None:
+def generate(
+    job_file: JobFile, set_: Overrides = None, retry_failed: RetryFailed = False, as_json: AsJson = False
+) -> None:
     """Have the LLM write negatives for queries that are short of them, and judge these too."""
-    _advance(job_file, set_, "generate", as_json)
+    _advance(job_file, set_, "generate", as_json, retry_failed)
 
 
 @app.command()
@@ -131,10 +129,10 @@ def inspect(
     """Show a query with its positives and every candidate: ranks, scores, grade, evidence, decision."""
     from miner import views
 
-    job = _load(job_file, set_)
+    job = load(job_file, set_)
     found = views.query(job, query_id)
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         views.print_query(found)
 
@@ -158,8 +156,8 @@ def margin(
     """Choose rank_min and the margin for this encoder and corpus, on judged pairs or on hidden positives."""
     if not 0 < target < 1 or not 0 < hide < 1:
         raise UserError("calibrate margin: --target-fn and --hide lie between 0 and 1")
-    with _resumable():
-        job = _load(job_file, set_)
+    with resumable():
+        job = load(job_file, set_)
         from miner import calibrate as calibration_of
         from miner import engine, views
 
@@ -167,7 +165,7 @@ def margin(
             found = calibration_of.margin(context, golden, target, hide)
         if write and found["chosen"]:
             calibration_of.write(job_file, found["chosen"])
-    _print_json(found) if as_json else views.print_calibration(found)
+    print_json(found) if as_json else views.print_calibration(found)
 
 
 @app.command()
@@ -177,11 +175,11 @@ def requests(
     set_: Overrides = None,
 ) -> None:
     """Write every LLM request that the job still needs and can name now."""
-    with _resumable():
+    with resumable():
         from miner import engine, store
         from miner.llms.batch_files import request_line
 
-        with engine.opened(_load(job_file, set_)) as context:
+        with engine.opened(load(job_file, set_)) as context:
             lacking = engine.pending(context)
     store.write_jsonl(output, (request_line(request) for request in lacking))
     print(f"{len(lacking)} requests written to {output}")
@@ -198,32 +196,30 @@ def answers(
     """Take answers in from a file, or write the answers that the job has to one."""
     if (file is None) == (export_ is None):
         raise UserError("miner answers: name either a file to take in, or --export FILE")
-    with _resumable():
+    with resumable():
         from miner import engine, intake, store
 
-        with engine.opened(_load(job_file, set_)) as context:
+        with engine.opened(load(job_file, set_)) as context:
             if export_ is not None:
                 print(f"{store.write_jsonl(export_, context.ledger.lines())} answers written to {export_}")
                 return
             report = intake.take(context, file or Path())
-    _print_json(report) if as_json else print("\n".join(f"{name}: {count}" for name, count in report.items()))
+    print_json(report) if as_json else print("\n".join(f"{name}: {count}" for name, count in report.items()))
 
 
-def _load(job_file: Path, overrides: list[str] | None) -> Any:
-    from miner import config
-
-    return config.load(job_file, overrides)
-
-
-def _advance(job_file: Path, overrides: list[str] | None, until: str | None, as_json: bool) -> None:
-    with _resumable():  # around the imports too, which take a second
-        job = _load(job_file, overrides)
+def _advance(
+    job_file: Path, overrides: list[str] | None, until: str | None, as_json: bool, retry_failed: bool = False
+) -> None:
+    with resumable():  # around the imports too, which take a second
+        job = load(job_file, overrides)
         from miner import engine, views
 
         with engine.opened(job) as context:
+            if retry_failed:
+                context.ledger.forget_failures()
             stamps = engine.advance(context, until)
     summary = views.summary(context.folder, stamps, context.warnings)
-    _print_json(summary) if as_json else views.print_summary(summary)
+    print_json(summary) if as_json else views.print_summary(summary)
     if not all(stamp.complete for stamp in stamps):
         raise typer.Exit(3)
 
@@ -231,42 +227,8 @@ def _advance(job_file: Path, overrides: list[str] | None, until: str | None, as_
 def _dry_run(job_file: Path, overrides: list[str] | None, as_json: bool) -> None:
     from miner import views
 
-    found = views.plan(_load(job_file, overrides))
-    _print_json(found) if as_json else views.print_plan(found)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
-
-
-@contextlib.contextmanager
-def _resumable() -> Iterator[None]:
-    """Ctrl-C and SIGTERM stop cleanly and say how to go on."""
-
-    def stop(*_: object) -> None:
-        interrupt = signal.getsignal(signal.SIGINT)
-        if not callable(interrupt):  # SIGINT is ignored: a shell's background job
-            raise KeyboardInterrupt
-        interrupt(signal.SIGINT, None)  # asyncio has put its own there while it runs, which ends the tasks in order
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except BaseException as error:
-        if not _interrupted(error):
-            raise
-        command = shlex.join(["miner", *sys.argv[1:]])
-        print(f"interrupted; what is done is kept. Go on with: {command}", file=sys.stderr)
-        raise typer.Exit(130) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _interrupted(error: BaseException | None) -> bool:
-    """Is it a KeyboardInterrupt, or made from one? A C library that is being loaded turns it into an ImportError."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
+    found = views.plan(load(job_file, overrides))
+    print_json(found) if as_json else views.print_plan(found)
 
 
 def main() -> None:

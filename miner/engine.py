@@ -124,7 +124,8 @@ def _asked(run: Context, stage: str) -> Inputs:
         f"{stage}.prompt": run.prompt(stage).version,
         f"{stage}.model": endpoint.model,
         f"{stage}.endpoint": llms.identity(endpoint),
-        f"{stage}.structured": endpoint.structured,
+        f"{stage}.structured": "json_schema" if endpoint.structured == "auto" else endpoint.structured,
+        **({f"{stage}.{name}": True for name in ("repair", "shorten") if getattr(endpoint, name)}),
     }
 
 

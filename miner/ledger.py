@@ -226,8 +226,7 @@ class Ledger:
         with self._writing():
             if answer.response is not None or answer.final:
                 self._db.execute(PUT, (*_row(request, answer), *used[:4], answer.attempts, answer.seconds, time.time()))
-            if reserved is not None:
-                self._settle(reserved, used, answer.response is not None)
+            self._settle(reserved, used)
 
     def sent(self, request: Request, endpoint: str = "", state: str = "sent") -> None:
         """Note that the request is on its way. Written with the next answer: the note pays for nothing by itself."""
@@ -261,10 +260,16 @@ class Ledger:
         with self._writing():
             self._add({"tokens": -charge.tokens, "cost": -(charge.cost or 0.0), "requests": 0 if sent else -1})
 
-    def _settle(self, reserved: Charge, used: Usage, answered: bool) -> None:
-        cost = used.cost if used.cost is not None else (reserved.cost or 0.0)
+    def settle(self, reserved: Charge | None, used: Usage) -> None:
+        """Replace what was reserved by what was used."""
+        with self._writing():
+            self._settle(reserved, used)
+
+    def _settle(self, reserved: Charge | None, used: Usage) -> None:
+        """A server that counts no tokens is taken to have used all that was reserved."""
         tokens = used.prompt + used.completion
-        if answered and tokens:
+        if reserved is not None and tokens:
+            cost = used.cost if used.cost is not None else (reserved.cost or 0.0)
             self._add({"tokens": tokens - reserved.tokens, "cost": cost - (reserved.cost or 0.0)})
 
     def _add(self, amounts: dict[str, float]) -> None:

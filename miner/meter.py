@@ -104,6 +104,7 @@ class Meter:
     _recent: deque[tuple[float, int]] = field(default_factory=deque)
     _bytes: int = 0
     _prompt_tokens: int = 0
+    _completion_tokens: int = 0
 
     @cached_property
     def price(self) -> Price | None:
@@ -126,9 +127,8 @@ class Meter:
         try:
             tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else Tokenizer.from_pretrained(name)
         except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
-            raise UserError(
-                f"llm.tokenizer {name}: cannot be loaded ({str(error)[:120]}); name a tokenizer.json"
-            ) from None
+            reason = " ".join(str(error).split())[:120]
+            raise UserError(f"llm.tokenizer {name}: cannot be loaded ({reason}); name a tokenizer.json") from None
         return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
 
     def prompt_tokens(self, body: dict[str, Any], at_most: bool = False) -> int:
@@ -147,6 +147,11 @@ class Meter:
             return size + around
         rate = self._bytes / self._prompt_tokens if self._prompt_tokens else BYTES_A_TOKEN
         return int(size / rate) + (0 if self._prompt_tokens else around)
+
+    def expected_tokens(self, body: dict[str, Any]) -> int:
+        """What a request will take of a limit on tokens: its prompt, and as much answer as the others had."""
+        limit = completion_limit(body) or 0
+        return self.prompt_tokens(body) + (self._completion_tokens // self.done if self.done else limit)
 
     def charge(self, body: dict[str, Any], batched: bool = False) -> Charge:
         """The most that a request can take. Raises UserError where it has no bound and the budget needs one."""
@@ -180,7 +185,7 @@ class Meter:
             limit, spent = getattr(self._limits, passed), self.ledger.totals()[passed]
             sign = "$" if passed == "cost" else ""
             raise BudgetReached(
-                f"budget.max_{passed}: {sign}{spent:.10g} of {sign}{limit:.10g} are taken, and the next request could pass"
+                f"budget.max_{passed}: {sign}{spent:.10g} of {sign}{limit:.10g} are taken and the next request could pass"
                 " it; what was answered is kept. Raise the budget and run again"
             )
         self._reserved.setdefault(request.key, []).append(charge)
@@ -202,20 +207,28 @@ class Meter:
             self._reserved.pop(request.key, None)
         return charge
 
+    def _usage(self, answer: Answer) -> Usage:
+        prompt, completion, cached = used(answer.response)
+        known = self.price is not None and answer.response is not None
+        cost = dollars(self.price, prompt, completion, cached, answer.batched) if known and self.price else None
+        return Usage(prompt, completion, cached, cost)
+
+    def settle(self, request: Request, answer: Answer) -> None:
+        """Settle a request that is no work of the job, such as a probe: it costs, and its answer is not kept."""
+        self.ledger.settle(self._taken(request), self._usage(answer))
+
     def put(self, request: Request, answer: Answer) -> None:
         """Commit an answer or a tombstone to the ledger, settled at its true cost."""
-        prompt, completion, cached = used(answer.response)
-        cost = None
-        if self.price is not None and answer.response is not None:
-            cost = dollars(self.price, prompt, completion, cached, answer.batched)
-        reserved = self._taken(request)
-        self.ledger.put(request, answer, Usage(prompt, completion, cached, cost), reserved)
+        usage = self._usage(answer)
+        prompt, completion = usage.prompt, usage.completion
+        self.ledger.put(request, answer, usage, self._taken(request))
         if answer.response is None:
             self.failed += 1
             return
         self.done += 1
         self.tokens += prompt + completion
-        self.cost += cost or 0.0
+        self.cost += usage.cost or 0.0
+        self._completion_tokens += completion
         if prompt:
             self._prompt_tokens += prompt
             self._bytes += sum(

@@ -13,23 +13,31 @@ log = logging.getLogger("miner")
 Tick = Callable[[int], None]
 
 
+Note = Callable[[int], str]
+
+
+def _no_note(_: int) -> str:
+    return ""
+
+
 @contextmanager
-def bar(what: str, total: int | None, unit: str) -> Iterator[Tick]:
-    """Yield a function that counts on. total None: unknown."""
+def bar(what: str, total: int | None, unit: str, note: Note = _no_note) -> Iterator[Tick]:
+    """Yield a function that counts on. total None: unknown. note: what else to show, given what is left."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 
         with tqdm(total=total, desc=what, unit=unit, file=sys.stderr, leave=False) as shown:
 
             def tick(count: int) -> None:
-                shown.update(count)
+                if shown.update(count) and total:  # true as often as the bar is drawn anew
+                    shown.set_postfix_str(note(total - shown.n))
 
             yield tick
     else:
-        yield _logged(what, total, unit)
+        yield _logged(what, total, unit, note)
 
 
-def _logged(what: str, total: int | None, unit: str) -> Tick:
+def _logged(what: str, total: int | None, unit: str, note: Note) -> Tick:
     start = last = time.monotonic()
     done = 0
 
@@ -41,6 +49,9 @@ def _logged(what: str, total: int | None, unit: str) -> Tick:
             last = now
             rate = done / (now - start)
             left = f", {(total - done) / rate:.0f} s left" if total and rate else ""
-            log.info("%s: %d/%s %s, %.1f/s%s", what, done, total or "?", unit, rate, left)
+            more = note(total - done) if total else ""
+            log.info(
+                "%s: %d/%s %s, %.1f/s%s%s", what, done, total or "?", unit, rate, left, f", {more}" if more else ""
+            )
 
     return tick

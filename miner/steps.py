@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from miner.config import Endpoint, Job
 from miner.encoders.precomputed import Precomputed
 from miner.job import JobFolder
 from miner.ledger import Ledger
+from miner.meter import Meter
 from miner.records import JUDGMENTS, SYNTHETIC, content_id, passage_text, texts
 from miner.stages import corpus, judgments, synthetic, vectors
 from miner.vector_cache import VectorCache, keys
@@ -37,7 +39,7 @@ class Context:
     job: Job
     folder: JobFolder
     ledger: Ledger
-    backend: Callable[[Endpoint], llms.Backend] = llms.load
+    backend: Callable[[Endpoint, Meter], llms.Backend] = llms.load
     collect: bool = False
     warnings: list[str] = field(default_factory=list)
 
@@ -71,11 +73,18 @@ class Context:
     def passages(self) -> Passages:
         return Passages(self.table("corpus", "passages"))
 
-    def ask(self, stage: str, tick: progress.Tick) -> llms.Ask:
+    def meter(self, stage: str) -> Meter:
+        return Meter(self.endpoint(stage), self.ledger, self.job.budget)
+
+    @contextmanager
+    def asking(self, stage: str, what: str, total: int) -> Iterator[llms.Ask]:
+        """Ask the stage's endpoint, with progress; `total` rows. A context that collects asks nobody."""
+        meter = self.meter(stage)
         if self.collect:
-            return llms.collector(self.ledger)
-        endpoint = self.endpoint(stage)
-        return llms.asker(lambda: self.backend(endpoint), self.ledger, tick)
+            yield llms.collector(meter)
+            return
+        with progress.bar(what, total, "answers", meter.line) as tick:
+            yield llms.asker(lambda: self.backend(meter.endpoint, meter), meter, tick)
 
 
 class Passages:
@@ -203,9 +212,10 @@ def _pool_pairs(run: Context) -> Iterator[judgments.Pair]:
 def _judge(run: Context, work: Path, pairs: Callable[[], Iterator[judgments.Pair]], total: int, what: str) -> Done:
     counts: dict[str, Counter[str]] = {"status": Counter(), "verdict": Counter(), "tokens": Counter()}
     missing: Counter[str] = Counter()
-    with progress.bar(what, total, "answers") as tick:
-        tables = judgments.run(pairs, run.prompt("judge"), run.endpoint("judge"), run.job.judge, run.ask("judge", tick))
+    with run.asking("judge", what, total) as ask:
+        tables = judgments.run(pairs, run.prompt("judge"), run.endpoint("judge"), run.job.judge, ask)
         rows = store.write_batches(work / "judgments.parquet", JUDGMENTS, _counted(tables, counts, missing))
+    _write_failures(work)
     _warn(run, what, missing)
     return Done({"rows": rows, **_plain(counts)}, complete=not missing)
 
@@ -223,6 +233,18 @@ def _counted(tables: Iterable[pa.Table], counts: dict[str, Counter[str]], missin
         yield table
 
 
+FAILED = ("query_id", "doc_id", "status", "detail", "request_key")
+
+
+def _write_failures(work: Path) -> None:
+    """failures.jsonl: the rows without a usable answer, each with its reason."""
+    (path,) = work.glob("*.parquet")
+    name = "positive_id" if path.stem == "synthetic" else "doc_id"
+    table = store.read_table(path, ["query_id", name, *FAILED[2:]])
+    failed = table.filter(pc.not_equal(table.column("status"), "ok")).rename_columns(list(FAILED))
+    store.write_jsonl(work / "failures.jsonl", failed.to_pylist())
+
+
 def _plain(counts: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:
     return {name: dict(sorted(counter.items())) for name, counter in counts.items() if counter}
 
@@ -238,18 +260,15 @@ def run_synthetic(run: Context, work: Path) -> Done:
     demands = _demands(run)
     counts: dict[str, Counter[str]] = {"status": Counter(), "copy_of": Counter(), "tokens": Counter()}
     missing: Counter[str] = Counter()
-    with progress.bar("generate", len(demands), "answers") as tick:
+    with run.asking("generator", "generate", len(demands)) as ask:
         table = synthetic.run(
-            lambda: iter(demands),
-            run.prompt("generator"),
-            run.endpoint("generator"),
-            run.job.generator,
-            run.ask("generator", tick),
+            lambda: iter(demands), run.prompt("generator"), run.endpoint("generator"), run.job.generator, ask
         )
     table = synthetic.mark_copies(table, texts(run.table("corpus", "passages")))
     if any(table.column("text").to_pylist()):
         table = synthetic.score(table, _query_vectors(run), encoders.load(run.job.encoder, run.job.token_outputs))
     store.write_batches(work / "synthetic.parquet", SYNTHETIC, _counted([table], counts, missing))
+    _write_failures(work)
     _warn(run, "generate", missing)
     return Done({"rows": table.num_rows, **_plain(counts)}, complete=not missing)
 

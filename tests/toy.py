@@ -73,4 +73,11 @@ def job(folder: Path, **sections: Any) -> Path:
 
 
 def llm(base_url: str, **more: Any) -> dict[str, Any]:
-    return {"model": "toy", "base_url": base_url, "api_key": "${TOY_KEY}", "identity": "toy", **more}
+    return {
+        "model": "toy",
+        "base_url": base_url,
+        "api_key": "${TOY_KEY}",
+        "identity": "toy",
+        "structured": "json_schema",
+        **more,
+    }

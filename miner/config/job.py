@@ -8,7 +8,7 @@ from miner.config.base import Model
 from miner.config.data import Data
 from miner.config.encoder import Encoder
 from miner.config.export import Export
-from miner.config.llm import Endpoint, Generator, Judge
+from miner.config.llm import Budget, Endpoint, Generator, Judge
 from miner.config.mining import Filters, Mining, Teacher
 
 
@@ -21,6 +21,7 @@ class Job(Model):
     teacher: Teacher | None = Field(None, description="Cross-encoder that scores candidates.")
     filters: Filters = Filters()  # type: ignore[call-arg]
     llm: Endpoint | None = Field(None, description="Endpoint of the LLM stages.")
+    budget: Budget = Budget()  # type: ignore[call-arg]
     judge: Judge = Judge()  # type: ignore[call-arg]
     generator: Generator = Generator()  # type: ignore[call-arg]
     export: Export = Export()  # type: ignore[call-arg]
@@ -45,6 +46,8 @@ class Job(Model):
             raise ValueError("generator.enabled needs an encoder that can encode what is written, not precomputed")
         if self.mining.margin_on == "teacher" and self.teacher is None:
             raise ValueError("mining.margin_on: teacher needs teacher.model")
+        if self.export.score_of == "teacher" and self.teacher is None:
+            raise ValueError("export.score_of: teacher needs teacher.model")
         if self.judge.pool is not None and self.judge.pool < self.mining.negatives:
             raise ValueError(f"judge.pool {self.judge.pool} is below mining.negatives {self.mining.negatives}")
         for name in ("min_negatives", "ntuple_negatives"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,12 @@ def _known_keys(trail: Trail) -> list[str]:
     return sorted(model.model_fields)
 
 
+def _files(llm: Endpoint, local: Callable[..., str | None]) -> dict[str, str | None]:
+    found = {name: local(getattr(llm, name), must_exist=False) for name in ("answers", "prices")}
+    kept = ("tokenizer", "model") if llm.backend == "vllm" else ("tokenizer",)
+    return found | {name: local(getattr(llm, name)) for name in kept}
+
+
 def _absolute(job: Job, file: Path) -> Job:
     """Resolve relative paths against the job file's folder; `package:` and hub ids stay as they are."""
     base = file.resolve().parent
@@ -125,7 +132,7 @@ def _absolute(job: Job, file: Path) -> Job:
         return section.model_copy(update={"prompt": prompt, "llm": endpoint(section.llm)})
 
     def endpoint(llm: Endpoint | None) -> Endpoint | None:
-        return llm and llm.model_copy(update={"answers": local(llm.answers, must_exist=False)})
+        return llm and llm.model_copy(update=_files(llm, local))
 
     def retriever(one: Retriever) -> Retriever:
         return one.model_copy(update={"file": local(one.file, must_exist=False)})

@@ -15,7 +15,7 @@ from miner.config import Endpoint, is_address
 from miner.errors import UserError
 from miner.ledger import Answer, Ledger, Request
 from miner.meter import Meter
-from miner.prompts import Prompt
+from miner.prompts import Prompt, read_answer
 from miner.store import digest
 
 BACKENDS = {
@@ -75,10 +75,10 @@ def request(endpoint: Endpoint, prompt: Prompt, about: dict[str, str], **values:
     in the strongest form that the server takes.
     """
     body: dict[str, Any] = {"model": endpoint.model, "messages": prompt.messages(**values), **prompt.front.sampling}
-    if endpoint.structured in ("auto", "json_schema"):
+    if prompt.front.answer_schema and endpoint.structured in ("auto", "json_schema"):
         schema = {"name": prompt.front.task, "strict": True, "schema": prompt.front.answer_schema}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
-    elif endpoint.structured == "json_object":
+    elif prompt.front.answer_schema and endpoint.structured == "json_object":
         body["response_format"] = {"type": "json_object"}
     named = {"task": prompt.front.task, "prompt": prompt.front.name, "prompt_version": prompt.version, **about}
     return Request(digest({"endpoint": identity(endpoint), "body": body}), body, named)
@@ -97,6 +97,16 @@ def completion(body: Any) -> dict[str, Any]:
     text = json.dumps(body, ensure_ascii=False)
     whole: dict[str, Any] = json.loads(text.encode("utf-8", "replace"))
     return whole
+
+
+def form_check(prompt: Prompt) -> Check:
+    """Whether an answer has the form that the prompt asks for; a prompt without a schema asks for none."""
+
+    def check(response: dict[str, Any]) -> str:
+        parsed = read_answer(response, prompt.front.answer_schema)
+        return parsed.detail if parsed.status == "unparsable" else ""
+
+    return check if prompt.front.answer_schema else lambda _: ""
 
 
 class Pending(Exception):
@@ -122,11 +132,11 @@ def asker(backend: Callable[[], Backend], meter: Meter, tick: Callable[[int], No
             meter.put(request, answer)
             if answer.response is None:
                 errors[request.key] = answer.error
-            tick(1)
+            tick(0 if "repairs" in request.about else 1)
 
         loaded = lru_cache(backend)
-        for wave in _waves(requests, check, meter.endpoint, ledger):
-            unanswered = _unanswered(wave, ledger, tick)
+        for number, wave in enumerate(_waves(requests, check, meter.endpoint, ledger)):
+            unanswered = _unanswered(wave, ledger, _silent if number else tick)
             first = next(unanswered, None)
             if first is not None:
                 loaded().answer(chain([first], unanswered), done)
@@ -134,6 +144,10 @@ def asker(backend: Callable[[], Backend], meter: Meter, tick: Callable[[int], No
             yield _reply(request, check, ledger, errors.get(request.key, ""))
 
     return ask
+
+
+def _silent(_: int) -> None:
+    """Counts nothing: the repair of an answer is no further row."""
 
 
 def _waves(requests: Requests, check: Check, endpoint: Endpoint, ledger: Ledger) -> Iterator[Iterator[Request]]:
@@ -184,7 +198,7 @@ def collector(meter: Meter) -> Ask:
 
     def ask(requests: Requests, check: Check) -> Iterator[Reply]:
         for wave in _waves(requests, check, meter.endpoint, meter.ledger):
-            lacking = list(_unanswered(wave, meter.ledger, lambda _: None))
+            lacking = list(_unanswered(wave, meter.ledger, _silent))
             if lacking:
                 raise Pending(lacking)
         for request in requests():

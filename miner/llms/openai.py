@@ -1,6 +1,7 @@
-"""Any OpenAI-compatible server through the openai client, a bounded number of requests in flight.
+"""Any OpenAI-compatible server through the openai client: as many requests in flight as the server takes.
 
-The client's own retries are off: what is tried again, and how often, is decided here, and counted.
+The client's own retries are off: what is tried again, and how often, is decided here, and counted. A run that must end
+(no quota, no budget, Ctrl-C) sends nothing more, awaits what is in flight and keeps it.
 """
 
 from __future__ import annotations
@@ -9,99 +10,309 @@ import asyncio
 import json
 import logging
 import re
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import openai
 
 from miner import provider
-from miner.config import Endpoint, secret
+from miner.config import Endpoint, Replica, secret
 from miner.errors import MinerError, ProviderStop, UserError
 from miner.ledger import Answer, Request
-from miner.llms import completion
+from miner.llms import completion, structured
+from miner.llms.lanes import Gate, Lane
+from miner.meter import Meter
 
 log = logging.getLogger("miner")
+TOO_LONG = re.compile(
+    r"context.{0,20}(length|window|size)|(too|prompt) (long|large|many tokens)|maximum.{0,30}token", re.I
+)
+Done = Callable[[Request, Answer], None]
+
+
+class Again(Exception):
+    """The try gave nothing; another one may. failure: the server's refusal, whose Retry-After is heeded. counts: as one
+    of the request's tries, which a refusal for the rate and an outage of the server do not."""
+
+    def __init__(self, reason: str, failure: openai.APIStatusError | None = None, counts: bool = True) -> None:
+        super().__init__(reason)
+        self.failure, self.counts = failure, counts
 
 
 class OpenAIBackend:
-    def __init__(self, endpoint: Endpoint, api_key: str) -> None:
+    def __init__(self, endpoint: Endpoint, meter: Meter, keys: list[tuple[Replica, str]]) -> None:
         self._endpoint = endpoint
-        self._api_key = api_key
+        self._meter = meter
+        self._keys = keys
 
-    def answer(self, requests: Iterable[Request], done: Callable[[Request, Answer], None]) -> None:
+    def answer(self, requests: Iterable[Request], done: Done) -> None:
+        run = _Run(self._endpoint, self._meter, iter(requests), done)
+        asyncio.run(run.all(self._keys))
+        if run.stop is not None:
+            raise run.stop
+
+
+class _Run:
+    """One call of `answer`. stop: what ends the run early; nothing new is sent from then on."""
+
+    def __init__(self, endpoint: Endpoint, meter: Meter, requests: Iterator[Request], done: Done) -> None:
+        self.endpoint, self.meter, self.requests, self.done = endpoint, meter, requests, done
+        self.stop: BaseException | None = None
+        self.stopped = asyncio.Event()
+        self.gate = Gate([])
+
+    async def all(self, keys: list[tuple[Replica, str]]) -> None:
+        lanes = [Lane.of(self.endpoint, replica, key) for replica, key in keys]
+        self.gate = Gate(lanes)
         try:
-            asyncio.run(self._all(iter(requests), done))
-        except ExceptionGroup as group:  # what the task group makes of the error that stopped it
-            raise next((e for e in group.exceptions if isinstance(e, MinerError)), group.exceptions[0]) from None
+            with self._signals():
+                await self._find_forms(lanes)
+                count = min(len(lanes) * self.endpoint.concurrency, 4096)
+                await asyncio.gather(*(self._worker() for _ in range(count)))
+        except asyncio.CancelledError:
+            self.stop = KeyboardInterrupt()
+        finally:
+            for lane in lanes:
+                await lane.client.close()
 
-    async def _all(self, requests: Iterator[Request], done: Callable[[Request, Answer], None]) -> None:
-        client = openai.AsyncOpenAI(
-            api_key=self._api_key,
-            base_url=self._endpoint.base_url,
-            max_retries=0,
-            timeout=self._endpoint.timeout_s,
-        )
-        async with client, asyncio.TaskGroup() as group:
-            for _ in range(self._endpoint.concurrency):
-                group.create_task(self._worker(client, requests, done))
+    def halt(self, why: BaseException) -> None:
+        self.stop = self.stop or why
+        self.stopped.set()
+        self.gate.close()
 
-    async def _worker(
-        self, client: openai.AsyncOpenAI, requests: Iterator[Request], done: Callable[[Request, Answer], None]
-    ) -> None:
-        for request in requests:
-            done(request, await self._ask(client, request))
+    # ------------------------------------------------------------ Ctrl-C
 
-    async def _ask(self, client: openai.AsyncOpenAI, request: Request) -> Answer:
-        """The answer of one request, tried `attempts` times; a request the server refuses for good is not repeated."""
-        start, error = time.monotonic(), ""
-        for attempt in range(1, self._endpoint.attempts + 1):
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first Ctrl-C or SIGTERM lets what is in flight come home; the second one ends at once."""
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def interrupted() -> None:
+            if isinstance(self.stop, KeyboardInterrupt) and task is not None:
+                task.cancel()
+            elif self.gate.in_flight:
+                log.info("stopping: %d answers are awaited; again to stop at once", self.gate.in_flight)
+            self.halt(KeyboardInterrupt())
+
+        try:
+            for number in before:
+                loop.add_signal_handler(number, interrupted)
+        except (ValueError, RuntimeError):  # not in the main thread: then there is nothing to catch
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                loop.remove_signal_handler(number)
+                signal.signal(number, handler)
+
+    # ------------------------------------------------------------ what form the server takes
+
+    async def _find_forms(self, lanes: list[Lane]) -> None:
+        if self.endpoint.structured != "auto":
+            return
+        for lane in lanes:
+            name = f"structured {lane.address} {self.endpoint.model}"
+            known = self.meter.ledger.note(name)
+            if known is None and lane.host != "api.openai.com":
+                try:
+                    known = await structured.probe(self.endpoint.model, partial(self._probe, lane))
+                except MinerError as error:
+                    self.halt(error)
+                if self.stop is not None:
+                    return
+                self.meter.ledger.write_note(name, known)
+                log.info("%s: the form of answers is asked for as %s", lane.host, known)
+            lane.form = known or "json_schema"
+
+    async def _probe(self, lane: Lane, body: dict[str, Any]) -> dict[str, Any] | None:
+        """The completion of a probe; None where it is refused: with a 4xx, or three times with HTTP 500 or 501."""
+        request, broken = Request("probe", body), 0
+        while self.stop is None and broken < 3:
+            lane.breaker.probing = not lane.breaker.closed
             try:
-                async with asyncio.timeout(self._endpoint.timeout_s):  # the client's own counts from byte to byte
-                    return Answer(await _create(client, request.body), "", attempt, time.monotonic() - start)
-            except openai.APIStatusError as failure:
-                error = self._judge_failure(failure)
-                if failure.status_code not in provider.RETRY_STATUS:
-                    return Answer(None, error, attempt)
-                wait = provider.wait(attempt, failure)
-            except (openai.APIError, ValueError, TimeoutError) as failure:
-                error = provider.broken(failure, self._endpoint.timeout_s, self._api_key)
-                wait = provider.wait(attempt)
-            log.debug("%s: attempt %d failed: %s", request.key[:12], attempt, error)
-            if attempt < self._endpoint.attempts:
-                await asyncio.sleep(wait)
-        return Answer(None, error, self._endpoint.attempts)
+                answer = await self._try(lane, request, body)
+            except Again as again:
+                broken += getattr(again.failure, "status_code", 0) in (500, 501)
+                await self._pause(max(provider.wait(1, again.failure), lane.breaker.probe_at - time.monotonic()))
+                if not lane.alive:
+                    raise self._no_lane(str(again)) from None
+                continue
+            self.meter.settle(request, answer)
+            return answer.response
+        return None
 
-    def _judge_failure(self, failure: openai.APIStatusError) -> str:
-        """What to write down of a refusal; raises ProviderStop where no further request can succeed."""
-        reason = provider.refusal(failure, self._api_key)
+    # ------------------------------------------------------------ one request
+
+    async def _worker(self) -> None:
+        try:
+            for request in self.requests:
+                if self.stop is not None:
+                    return
+                answer = await self._ask(request)
+                if answer is not None:
+                    self.done(request, answer)
+        except MinerError as error:
+            self.halt(error)
+
+    async def _ask(self, request: Request) -> Answer | None:
+        """The answer or the tombstone of a request; None where the run was stopped before it had one."""
+        start, attempt, body, mark = time.monotonic(), 1, request.body, ""
+        while True:
+            lane = await self.gate.enter(request, self.meter)
+            if lane is None:
+                return None
+            try:
+                answer = await self._hedged(lane, request, body)
+            except Again as again:
+                log.debug("%s: try %d failed: %s", request.key[:12], attempt, again)
+                if again.counts and attempt >= self.endpoint.attempts:
+                    return Answer(None, str(again), attempt, final=True)
+                attempt += again.counts
+                await self._pause(provider.wait(attempt, again.failure))
+                continue
+            if answer.response is None and not mark and request.shorter and TOO_LONG.search(answer.error):
+                body, mark = request.shorter, "shortened"
+                continue
+            seconds = time.monotonic() - start
+            return Answer(answer.response, answer.error, attempt, seconds, answer.final, mark, lane.host)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but not beyond the end of the run."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.stopped.wait(), seconds)
+
+    async def _hedged(self, lane: Lane, request: Request, body: dict[str, Any]) -> Answer:
+        """One try, and a second one beside it where `hedge_s` passes without an answer. Leaves the slot in any case."""
+        tries: set[asyncio.Task[Answer]] = set()
+        try:
+            if self.endpoint.hedge_s is None:
+                return await self._try(lane, request, body)
+            tries.add(asyncio.create_task(self._try(lane, request, body)))
+            over, _ = await asyncio.wait(tries, timeout=self.endpoint.hedge_s)
+            if not over and self.stop is None:
+                tries.add(asyncio.create_task(self._try(lane, request, body)))
+            return await _first_good(tries)
+        finally:
+            for other in tries:
+                other.cancel()
+            await asyncio.gather(*tries, return_exceptions=True)
+            self.gate.leave(lane)
+
+    async def _try(self, lane: Lane, request: Request, body: dict[str, Any]) -> Answer:
+        """One request on the wire. Raises Again, or BudgetReached before anything is sent."""
+        self.meter.reserve(request)
+        sent_at, probing = time.monotonic(), lane.breaker.probing
+        try:
+            async with asyncio.timeout(self.endpoint.timeout_s):  # the client's own counts from byte to byte
+                response, headers = await _create(lane.client, structured.wire(body, lane.form))
+        except openai.APIStatusError as failure:
+            return self._refused(lane, request, failure, probing, sent_at)
+        except openai.APIConnectionError as failure:
+            charged = isinstance(failure, openai.APITimeoutError)
+            raise self._no_answer(lane, request, failure, charged, probing) from None
+        except (openai.APIError, ValueError, TimeoutError) as failure:
+            raise self._no_answer(lane, request, failure, True, probing) from None
+        except asyncio.CancelledError:
+            self.meter.lost(request)
+            raise
+        lane.answered(time.monotonic(), headers)
+        self.gate.wake()
+        return Answer(response)
+
+    def _refused(
+        self, lane: Lane, request: Request, failure: openai.APIStatusError, probing: bool, sent_at: float
+    ) -> Answer:
+        """The answer of a request that is refused for good. Raises Again where it is worth another try."""
+        self.meter.release(request)
+        reason = provider.refusal(failure, lane.key)
         if provider.is_final(failure):
-            raise ProviderStop(
-                f"the provider refuses every request ({reason}); check key, quota and model, then run again"
-            )
-        return reason
+            log.warning("%s: refuses every request (%s)", lane.host, reason)
+            self._give_up(lane, reason)
+            raise Again(reason, counts=False)
+        if failure.status_code == 429:
+            self.meter.throttled += 1
+            if lane.refused(time.monotonic(), sent_at, failure.response.headers):
+                self._give_up(lane, reason)
+            self.gate.wake_at(lane.paused_until)
+            raise Again(reason, failure, counts=False)
+        if failure.status_code >= 500:
+            self._down(lane, reason)
+            raise Again(reason, failure, counts=not probing)
+        lane.breaker.answered()
+        if failure.status_code in provider.RETRY_STATUS:
+            raise Again(reason, failure)
+        return Answer(None, reason, final=True)
+
+    def _no_answer(self, lane: Lane, request: Request, failure: Exception, charged: bool, probing: bool) -> Again:
+        """charged: the server may have worked, and may want to be paid for it."""
+        (self.meter.lost if charged else self.meter.release)(request)
+        reason = provider.broken(failure, self.endpoint.timeout_s, lane.key)
+        self._down(lane, reason)
+        return Again(reason, counts=not probing)
+
+    def _down(self, lane: Lane, reason: str) -> None:
+        """Tell the breaker, and end the run where no server is left."""
+        was_closed = lane.breaker.closed
+        if lane.breaker.failed(time.monotonic()):
+            self._give_up(lane, reason)
+        elif not lane.breaker.closed:
+            if was_closed:
+                log.warning("%s: gives no answers (%s); it is tried now and then", lane.host, reason)
+            self.gate.wake_at(lane.breaker.probe_at)
+
+    def _give_up(self, lane: Lane, reason: str) -> None:
+        """Ask this server no more; where none is left, the run ends."""
+        lane.alive = False
+        if not any(lane.alive for lane in self.gate.lanes):
+            self.halt(self._no_lane(reason))
+
+    def _no_lane(self, reason: str) -> ProviderStop:
+        return ProviderStop(
+            f"the provider refuses every request, or gives no answers ({reason}); check address, key, quota and model,"
+            " then run again"
+        )
 
 
-async def _create(client: openai.AsyncOpenAI, body: dict[str, Any]) -> dict[str, Any]:
-    """The raw chat completion. ValueError where the reply is cut or no completion, which is worth another try."""
+async def _first_good(tries: set[asyncio.Task[Answer]]) -> Answer:
+    """The answer of the first try that has one; else what the last one raised."""
+    while True:
+        over, tries = await asyncio.wait(tries, return_when=asyncio.FIRST_COMPLETED)
+        for task in over:
+            if task.exception() is None or not tries:
+                return task.result()
+
+
+async def _create(client: openai.AsyncOpenAI, body: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """The raw chat completion and the headers. ValueError where the reply is cut or none: worth another try."""
     more = {name: value for name, value in body.items() if name not in ("model", "messages")}
     create = client.chat.completions.with_raw_response.create
     # extra_body: a prompt may set parameters that the client has no name for, as many servers take them.
     reply = await create(model=body["model"], messages=body["messages"], extra_body=more)
     try:
-        return completion(json.loads(reply.content))
+        return completion(json.loads(reply.content)), reply.headers
     except RecursionError:
         raise ValueError("the body is nested too deep") from None
 
 
 def load(endpoint: Endpoint, meter: Meter) -> OpenAIBackend:
-    name = endpoint.api_key or "OPENAI_API_KEY"
-    api_key = secret(endpoint.api_key, "OPENAI_API_KEY")
-    if not api_key:
+    replicas = endpoint.replicas or (Replica(),)  # type: ignore[call-arg]
+    return OpenAIBackend(endpoint, meter, [(replica, _key(endpoint, replica)) for replica in replicas])
+
+
+def _key(endpoint: Endpoint, replica: Replica) -> str:
+    reference = replica.api_key or endpoint.api_key
+    name, key = reference or "OPENAI_API_KEY", secret(reference, "OPENAI_API_KEY")
+    if not key:
         raise UserError(
             f"{name} is not set; export it (any word will do for a server that wants none), or name another"
             " variable in llm.api_key"
         )
-    if not re.fullmatch(r"[!-~]+", api_key):
+    if not re.fullmatch(r"[!-~]+", key):
         raise UserError(f"{name} holds a character that no key has (a space, a line end, a letter beyond ASCII)")
-    return OpenAIBackend(endpoint, api_key)
+    return key

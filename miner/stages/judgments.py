@@ -7,7 +7,7 @@ or cannot be read has a status of its own and never a grade.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ import pyarrow as pa
 from miner import prompts
 from miner.config import Endpoint, Judge
 from miner.ledger import Request
-from miner.llms import Ask, request
+from miner.llms import Ask, Reply, form_check, request
 from miner.records import JUDGMENTS
 
 BATCH = 8192
@@ -38,8 +38,8 @@ def run(pairs: Any, prompt: prompts.Prompt, endpoint: Endpoint, judge: Judge, as
         return (_request(pair, prompt, endpoint, judge) for pair in pairs())
 
     rows: list[dict[str, Any]] = []
-    for pair, (asked, response, error) in zip(pairs(), ask(requests), strict=True):
-        rows.append(_row(pair, asked, response, error, prompt, judge))
+    for pair, reply in zip(pairs(), ask(requests, form_check(prompt)), strict=True):
+        rows.append(_row(pair, reply, prompt, judge))
         if len(rows) == BATCH:
             yield pa.Table.from_pylist(rows, JUDGMENTS)
             rows = []
@@ -47,19 +47,25 @@ def run(pairs: Any, prompt: prompts.Prompt, endpoint: Endpoint, judge: Judge, as
 
 
 def _request(pair: Pair, prompt: prompts.Prompt, endpoint: Endpoint, judge: Judge) -> Request:
-    passage, positive = pair.passage[: judge.max_chars], pair.positive[: judge.max_chars]
-    values = {"query": pair.query, "positive": positive, "passage": passage}
+    made = _rendered(pair, prompt, endpoint, judge.max_chars)
+    size = max(len(pair.passage[: judge.max_chars]), len(pair.positive[: judge.max_chars]))
+    if not endpoint.shorten or size < 2:
+        return made
+    return replace(made, shorter=_rendered(pair, prompt, endpoint, size // 2).body)
+
+
+def _rendered(pair: Pair, prompt: prompts.Prompt, endpoint: Endpoint, chars: int) -> Request:
+    values = {"query": pair.query, "positive": pair.positive[:chars], "passage": pair.passage[:chars]}
     values["nonce"] = prompts.nonce(*values.values())
     about = {"query_id": pair.query_id, "doc_id": pair.doc_id}
     return request(endpoint, prompt, about, **{k: v for k, v in values.items() if k in prompt.front.inputs})
 
 
-def _row(
-    pair: Pair, asked: Request, response: dict[str, Any] | None, error: str, prompt: prompts.Prompt, judge: Judge
-) -> dict[str, Any]:
-    parsed = check_evidence(
-        prompts.read_answer(response, prompt.front.answer_schema, error), pair.passage[: judge.max_chars], judge
-    )
+def _row(pair: Pair, reply: Reply, prompt: prompts.Prompt, judge: Judge) -> dict[str, Any]:
+    read = prompts.read_answer(reply.response, prompt.front.answer_schema, reply.error)
+    parsed = check_evidence(read, pair.passage[: judge.max_chars], judge)
+    if parsed.status == "ok" and reply.note:
+        parsed = replace(parsed, detail=reply.note)
     grade = parsed.value.get("grade")
     return {
         "query_id": pair.query_id,
@@ -67,7 +73,7 @@ def _row(
         "grade": grade,
         "verdict": verdict(grade, judge) if parsed.status == "ok" else "failed",
         "evidence": parsed.value.get("evidence", ""),
-        **prompts.answered(parsed, asked.key, asked.body["model"], prompt, response),
+        **prompts.answered(parsed, reply.request.key, reply.request.body["model"], prompt, reply.response),
     }
 
 

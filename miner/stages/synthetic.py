@@ -12,7 +12,7 @@ from miner import prompts
 from miner.config import Endpoint, Generator
 from miner.encoders import Encoder
 from miner.ledger import Request
-from miner.llms import Ask, request
+from miner.llms import Ask, form_check, request
 from miner.records import SYNTHETIC, content_id, fold
 
 
@@ -52,8 +52,9 @@ def run(
 
     rows = []
     seen: set[tuple[str, str]] = set()
-    for demand, (asked, response, error) in zip(demands(), ask(requests), strict=True):
-        parsed = prompts.read_answer(response, prompt.front.answer_schema, error)
+    for demand, reply in zip(demands(), ask(requests, form_check(prompt)), strict=True):
+        asked = reply.request
+        parsed = prompts.read_answer(reply.response, prompt.front.answer_schema, reply.error)
         text = parsed.value.get("passage", "").strip()
         if parsed.status == "ok" and not text:
             parsed = prompts.Parsed("unparsable", "empty passage", {})
@@ -67,7 +68,7 @@ def run(
                 "text": text or None,
                 "copy_of": _copy_of(fold(text), demand, seen),
                 "score": None,
-                **prompts.answered(parsed, asked.key, asked.body["model"], prompt, response),
+                **prompts.answered(parsed, asked.key, asked.body["model"], prompt, reply.response),
             }
         )
     return pa.Table.from_pylist(rows, SYNTHETIC)

@@ -1,0 +1,60 @@
+"""What the commands share: their arguments, the job file, JSON on stdout, and how they are interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+JobFile = Annotated[Path, typer.Argument(help="The job file (YAML).", metavar="JOB.yaml")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a value of the job file: key.sub=value. Repeatable.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def load(job_file: Path, overrides: list[str] | None) -> Any:
+    from miner import config
+
+    return config.load(job_file, overrides)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM stop cleanly and say how to go on."""
+
+    def stop(*_: object) -> None:
+        interrupt = signal.getsignal(signal.SIGINT)
+        if not callable(interrupt):  # SIGINT is ignored: a shell's background job
+            raise KeyboardInterrupt
+        interrupt(signal.SIGINT, None)  # asyncio has put its own there while it runs, which ends the tasks in order
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except BaseException as error:
+        if not _interrupted(error):
+            raise
+        command = shlex.join(["miner", *sys.argv[1:]])
+        print(f"interrupted; what is done is kept. Go on with: {command}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Is it a KeyboardInterrupt, or made from one? A C library that is being loaded turns it into an ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
