@@ -13,20 +13,23 @@ FLOORS = (
     "miner records errors",
     "config config.base config.data config.encoder config.mining config.llm config.export config.job config.load"
     " yaml_file store ledger vector_cache ragged_cache chunks",
-    "shingles ranking fusion selection calibration bounds resampling agreement acceptance numbering prompts progress models provider",
+    "shingles ranking fusion selection calibration bounds resampling agreement acceptance numbering prompts"
+    " progress models provider",
+    " card",
     "readers encoders searchers teachers llms exporters",
     "readers.rows readers.pairs readers.beir readers.flagembedding readers.hub"
     " encoders.families encoders.files encoders.onnx encoders.torch encoders.m3"
     " encoders.remote encoders.services encoders.precomputed encoders.int8 encoders.shape"
     " searchers.dense searchers.bm25 searchers.trec_run searchers.sparse searchers.multivector"
     " teachers.files teachers.cross_encoder"
-    " llms.openai llms.recorded llms.batch_files exporters.flagembedding exporters.sentence_transformers",
+    " llms.openai llms.recorded llms.batch_files exporters.flagembedding exporters.sentence_transformers"
+    " exporters.tevatron exporters.beir exporters.plain exporters.files exporters.scores exporters.split exporters.hub",
     "stages stages.corpus stages.vectors stages.m3_vectors stages.retrieved stages.teacher"
     " stages.filters stages.candidates stages.judgments stages.synthetic stages.decisions"
     " stages.export",
-    "job firewall",
-    "steps mining_steps m3_steps export_steps engine intake calibrate",
-    "views template cli __main__",
+    "job firewall golden",
+    "steps mining_steps m3_steps export_steps engine intake calibrate golden_sample calibrate_judge",
+    "views template commands commands.common commands.golden commands.calibrate_judge cli __main__",
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 ADAPTERS = {name for name, floor in FLOOR.items() if floor == 4}
@@ -49,6 +52,11 @@ SIDEWAYS = {
     "shingles": "ranking",
     "ragged_cache": "store vector_cache",
     "firewall": "readers.beir readers.rows",
+    "golden": "readers.rows",
+    "golden_sample": "engine steps",
+    "calibrate_judge": "steps",
+    "commands.golden": "commands.common",
+    "commands.calibrate_judge": "commands.common commands.golden",
     "searchers.trec_run": "readers.rows",
     "encoders.int8": "encoders.files",
     "encoders.m3": "encoders.files encoders.onnx",
@@ -68,7 +76,13 @@ SIDEWAYS = {
     "llms.recorded": "llms.batch_files",
     "mining_steps": "steps searchers.dense searchers.bm25 searchers.trec_run",
     "m3_steps": "steps mining_steps searchers.sparse searchers.multivector",
-    "export_steps": "steps",
+    "exporters.flagembedding": "exporters.files",
+    "exporters.sentence_transformers": "exporters.files",
+    "exporters.tevatron": "exporters.files",
+    "exporters.beir": "exporters.files",
+    "exporters.plain": "exporters.files",
+    "exporters.files": "config.export",
+    "export_steps": "steps exporters.scores exporters.split",
     "engine": "steps mining_steps m3_steps export_steps",
     "calibrate": "engine steps mining_steps readers.rows",
     "teachers": "teachers.files",
