@@ -1,1 +1,1 @@
-"""The subcommands of `miner`, a module each. They and cli.py are the only places that print."""
+"""Commands of the program that have a module of their own; `miner.cli` registers them."""

@@ -32,6 +32,7 @@ from miner.records import passage_text
 PACKED = (".gz", ".zst")
 LOOKED_AT = 50  # rows from whose columns the form is told
 BATCH = 512
+CUT = b"\x00cut"  # stands for what is lost where a packed file ends too early
 IDS = ("docid", "doc_id", "_id", "id")
 
 
@@ -65,7 +66,9 @@ class Texts:
     broken: list[tuple[str, Broken]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.database.execute("CREATE TABLE texts (kind TEXT, id TEXT, text BLOB, PRIMARY KEY (kind, id)) WITHOUT ROWID")
+        self.database.execute(
+            "CREATE TABLE texts (kind TEXT, id TEXT, text BLOB, PRIMARY KEY (kind, id)) WITHOUT ROWID"
+        )
         self.database.execute("CREATE TABLE qrels (query TEXT, doc TEXT, relevance INT, line INT)")
 
     def get(self, kind: str, name: str) -> str | None:
@@ -90,9 +93,9 @@ class Texts:
 
     def _add(self, kind: str, name: str, text: str, place: str) -> None:
         row = (kind, _plain(name), text.encode("utf-8", "surrogatepass"))
-        if not self.database.execute("INSERT OR IGNORE INTO texts VALUES (?, ?, ?)", row).rowcount:
-            if self.get(kind, name) != text:
-                self.broken.append((place, Broken("F15", f"id {name} stands for another text above")))
+        new = self.database.execute("INSERT OR IGNORE INTO texts VALUES (?, ?, ?)", row).rowcount
+        if not new and self.get(kind, name) != text:
+            self.broken.append((place, Broken("F15", f"id {name} stands for another text above")))
 
 
 def _plain(name: str) -> str:
@@ -243,7 +246,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         if not number:
             reason = getattr(error, "strerror", None) or str(error)
             raise UserError(f"{path}: cannot read ({rows.clip(reason)}); check the file") from None
-        yield number + 1, b"\x00cut"
+        yield number + 1, CUT
 
 
 def _opened(path: Path) -> Any:
@@ -261,6 +264,8 @@ def _jsonl(path: Path) -> Iterator[Raw]:
 
 
 def _json(number: int, line: bytes) -> Raw:
+    if line == CUT:
+        return Raw(number, None, Broken("F01", "the packed file is cut off here"))
     try:
         values = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
