@@ -119,7 +119,9 @@ def reason(tried: list[Threshold], pairs: int, target: float, level: float = LEV
     some = [one for one in tried if one.accepted]
     if not some:
         return f"the judge accepts none of {pairs} pairs as irrelevant"
-    best = min((one for one in some if one.state != "untested"), key=lambda one: one.share or 0.0, default=some[0])
+    best = min(
+        (one for one in some if one.state != "untested"), key=lambda one: (one.share or 0.0, one.bound), default=some[0]
+    )
     found = f"{best.false_negatives} of {best.accepted} accepted pairs are relevant"
     if (best.share or 0.0) >= target:
         return f"{found} at {best.on} <= {best.threshold:g}, {best.share:.1%} where {target:.1%} is wanted"

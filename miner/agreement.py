@@ -88,7 +88,8 @@ def kappa(table: Array, weights: Weights = "binary") -> Array:
 
 def share(part: Array, whole: Array) -> Array:
     """part / whole, nan where whole is 0."""
-    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0)
+    found: Array = np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0)
+    return found
 
 
 def two_by_two(table: Array, relevant_from: int, irrelevant_to: int) -> Array:

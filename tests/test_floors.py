@@ -14,8 +14,7 @@ FLOORS = (
     "config config.base config.data config.encoder config.mining config.llm config.export config.job config.load"
     " yaml_file store ledger vector_cache ragged_cache chunks",
     "shingles ranking fusion selection calibration bounds resampling agreement acceptance numbering prompts"
-    " progress models provider",
-    " card",
+    " progress models provider card",
     "readers encoders searchers teachers llms exporters",
     "readers.rows readers.pairs readers.beir readers.flagembedding readers.hub"
     " encoders.families encoders.files encoders.onnx encoders.torch encoders.m3"
@@ -28,7 +27,7 @@ FLOORS = (
     " stages.filters stages.candidates stages.judgments stages.synthetic stages.decisions"
     " stages.export",
     "job firewall golden",
-    "steps mining_steps m3_steps export_steps engine intake calibrate golden_sample calibrate_judge",
+    "prompt_eval prompt_diff steps mining_steps m3_steps export_steps engine intake calibrate golden_sample calibrate_judge",
     "views template commands commands.common commands.golden commands.calibrate_judge cli __main__",
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
@@ -44,6 +43,11 @@ SIDEWAYS = {
     "config.job": "config.base config.data config.encoder config.mining config.llm config.export",
     "config.load": "config.base config.job config.llm config.mining yaml_file",
     "fusion": "ranking",
+    "prompts": "answers",
+    "prompt_files": "prompts",
+    "prompt_diff": "prompt_eval readers.rows",
+    "commands.prompt_views": "readers.rows",
+    "commands.prompt": "commands.common commands.prompt_views",
     "selection": "ranking",
     "calibration": "ranking bounds resampling",
     "resampling": "ranking bounds",
