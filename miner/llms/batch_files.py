@@ -159,8 +159,11 @@ class Intents:
 
     def draft(self) -> Draft:
         intent = Intent(uuid.uuid4().hex, self._server, self._model, time.time())
-        self.folder.mkdir(parents=True, exist_ok=True)
-        draft = Draft(intent, self.path(intent, "upload"), self._rows(intent))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            draft = Draft(intent, self.path(intent, "upload"), self._rows(intent))
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot write ({error.strerror}); free disk space and run again") from None
         self.write(intent)
         return draft
 
