@@ -53,8 +53,8 @@ def read_answer(response: Response | None, schema: dict[str, Any], error: str = 
 
 
 def broken_form(response: Response, schema: dict[str, Any]) -> str:
-    """What breaks the form of an answer, so that the model can be asked to mend it; "" for a sound one, for one that was
-    refused or cut, and where the prompt asks for no form."""
+    """What breaks the form of an answer, so that the model can be asked to mend it; "" for a sound one, for one that
+    was refused or cut, and where the prompt asks for no form."""
     parsed = read_answer(response, schema) if schema else None
     return parsed.detail if parsed is not None and parsed.status == "unparsable" else ""
 

@@ -1,4 +1,5 @@
-"""Two evaluations side by side: what flipped, whether it can be chance, and what it costs. No request is sent here."""
+"""Two evaluations side by side: what flipped, whether it can be chance, and what it costs; and a check for continuous
+integration that one is not worse than the other."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from miner import agreement, prompt_eval, prompt_files, prompts
+from miner.config import Judge
 from miner.errors import UserError
 from miner.prompts import Prompt
 from miner.readers import rows as lines
@@ -18,6 +20,7 @@ from miner.resampling import SAMPLES, Interval
 
 Row = dict[str, Any]
 Outcome = Literal["pass", "regression", "inconclusive"]
+MEASURES = ("kappa", "kappa_quadratic", "precision_irrelevant", "recall_irrelevant", "auc_score")
 EXIT = {"pass": 0, "regression": 1, "inconclusive": 3}
 
 
@@ -106,6 +109,15 @@ def resolve(first: str, second: str, root: Path, own: Path | None) -> tuple[Run,
     return read_run(a), read_run(b)
 
 
+def one(name: str, root: Path, own: Path | None) -> Run:
+    """The one run that a name means. Raises UserError where there are several."""
+    found = candidates(name, root, own)
+    if len(found) > 1:
+        names = ", ".join(str(folder) for folder, _ in found)
+        raise UserError(f"{name}: several runs fit; name one of these folders: {names}")
+    return read_run(found[0][0])
+
+
 # ---------------------------------------------------------------- compare
 
 
@@ -124,7 +136,7 @@ def compare(first: Run, second: Run, seed: int = prompt_eval.SEED, samples: int 
         "first": _side(first),
         "second": _side(second),
         "pairs": len(pairs),
-        **test(pairs, judge["relevant_from"], judge["irrelevant_to"], seed, samples),
+        **significance(pairs, judge["relevant_from"], judge["irrelevant_to"], seed, samples),
         "text_diff": prompt_files.text_diff(first.prompt, second.prompt),
         "flips": [_flip(a, b) for a, b in pairs if a["verdict"] != b["verdict"]],
         "spent": _spent(first.summary["spent"], second.summary["spent"]),
@@ -139,14 +151,20 @@ def paired(first: list[Row], second: list[Row]) -> list[tuple[Row, Row]]:
     return sorted(same, key=lambda pair: (pair[0]["query_id"], pair[0]["doc_id"]))
 
 
-def test(pairs: list[tuple[Row, Row]], relevant_from: int, irrelevant_to: int, seed: int, samples: int) -> Row:
+def significance(
+    pairs: list[tuple[Row, Row]],
+    relevant_from: int,
+    irrelevant_to: int,
+    seed: int,
+    samples: int,
+    names: tuple[str, ...] = MEASURES,
+) -> Row:
     """McNemar's exact test on who was right, and the differences second - first with query-clustered intervals."""
     only_first = sum(a["right"] and not b["right"] for a, b in pairs)
     only_second = sum(b["right"] and not a["right"] for a, b in pairs)
     one, two = (prompt_eval.judged([pair[side] for pair in pairs]) for side in (0, 1))
     differences = {
-        name: agreement.difference(one, two, name, relevant_from, irrelevant_to, seed, samples)
-        for name in ("kappa", "kappa_quadratic", "precision_irrelevant", "recall_irrelevant", "auc_score")
+        name: agreement.difference(one, two, name, relevant_from, irrelevant_to, seed, samples) for name in names
     }
     return {
         "right": {"only_first": only_first, "only_second": only_second, "both": _both(pairs)},
@@ -200,3 +218,32 @@ def decide(found: Row, max_drop: float) -> Outcome:
     if low >= -max_drop:
         return "pass"
     return "regression" if high < -max_drop else "inconclusive"
+
+
+# ---------------------------------------------------------------- check
+
+
+def check(
+    prompt: Prompt, baseline: Run, runs: Path, golden: Path | None, given: dict[str, str | None], max_drop: float
+) -> Row:
+    """What compare says of the prompt against the baseline, with `outcome` and the bound.
+
+    golden, given: in place of the baseline's golden file and endpoint, where these have moved. Raises UserError.
+    """
+    settings = like(baseline, given)
+    source = {**baseline.summary["golden"], **({"path": str(golden)} if golden else {})}
+    if "path" not in source:
+        raise UserError(f"{baseline.folder}: does not say which golden file it was made with; give --golden FILE")
+    source = {name: source.get(name) for name in ("path", "split", "limit")}
+    rows, source = prompt_eval.golden_rows(source)
+    folder, _ = prompt_eval.evaluate(prompt, rows, settings, runs, source)
+    found = compare(baseline, read_run(folder), settings.seed, settings.samples)
+    return {"outcome": decide(found, max_drop), "max_drop": max_drop, **found}
+
+
+def like(run: Run, given: dict[str, str | None]) -> prompt_eval.Settings:
+    """The settings of a run; `given` values of the endpoint win."""
+    values = {**run.summary["endpoint"], **{name: value for name, value in given.items() if value is not None}}
+    return prompt_eval.Settings(
+        prompt_eval.endpoint(values), Judge.model_validate(run.summary["judge"]), 1, run.summary["seed"]
+    )

@@ -20,10 +20,12 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
+from pydantic import ValidationError
 
-from miner import acceptance, agreement, answers, llms, meter, progress, prompts, store
+from miner import acceptance, agreement, answers, golden, llms, meter, progress, prompts, store
 from miner.config import Endpoint, Judge
 from miner.errors import UserError
+from miner.golden import Golden
 from miner.ledger import Ledger, Request
 from miner.prompts import Parsed, Prompt
 from miner.resampling import SAMPLES
@@ -62,10 +64,30 @@ class Said(NamedTuple):
     key: str
 
 
+def settings(job: Any, given: dict[str, str | None], repeat: int = 1) -> Settings:
+    """From a job (or None) and what stands on the command line, which wins. Raises UserError."""
+    base: Endpoint | None = (job.judge.llm or job.llm) if job is not None else None
+    values = base.model_dump(exclude_defaults=True) if base is not None else {}
+    values |= {name: value for name, value in given.items() if value is not None}
+    if "model" not in values:
+        raise UserError("prompt eval: no model; give --model NAME, or --job JOB.yaml with llm.model")
+    judge = job.judge if job is not None else Judge()  # type: ignore[call-arg]
+    return Settings(endpoint(values), judge, repeat)
+
+
+def endpoint(values: Row) -> Endpoint:
+    try:
+        return Endpoint.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "--" + ".".join(map(str, first["loc"])).replace("_", "-")
+        raise UserError(f"prompt eval: {name}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
 # ---------------------------------------------------------------- ask
 
 
-def units(prompt: Prompt, rows: list[Row], settings: Settings) -> Iterator[Unit]:
+def units(prompt: Prompt, rows: list[Golden], settings: Settings) -> Iterator[Unit]:
     """The requests of an evaluation, in order: all pairs once, then all again."""
     for repeat in range(settings.repeat):
         varied = _varied(prompt, repeat)
@@ -76,7 +98,7 @@ def units(prompt: Prompt, rows: list[Row], settings: Settings) -> Iterator[Unit]
             for at, row in enumerate(rows):
                 query, positive, passage = _texts(row, settings.judge)
                 values = prompts.fill(varied, query=query, positive=positive, passage=passage)
-                about = {"query_id": row["query_id"], "doc_id": row["doc_id"]}
+                about = {"query_id": row.query_id, "doc_id": row.doc_id}
                 yield Unit(llms.request(_endpoint(varied, settings), varied, about, **values), (at,), ["1"], repeat)
 
 
@@ -96,27 +118,27 @@ def _endpoint(prompt: Prompt, settings: Settings) -> Endpoint:
     return settings.endpoint.model_copy(update={"structured": "none"})
 
 
-def _texts(row: Row, judge: Judge) -> tuple[str, str, str]:
+def _texts(row: Golden, judge: Judge) -> tuple[str, str, str]:
     """Cut as a job cuts them, so that an answer serves both."""
-    return row["query"], row["positive"][: judge.max_chars], row["passage"][: judge.max_chars]
+    return row.query, row.positive[: judge.max_chars], row.passage[: judge.max_chars]
 
 
-def _packs(rows: list[Row], seed: int) -> Iterator[tuple[int, ...]]:
+def _packs(rows: list[Golden], seed: int) -> Iterator[tuple[int, ...]]:
     """Rows of one query and positive, shuffled by a hash, up to PACK together."""
     groups: dict[tuple[str, str, str], list[int]] = {}
     for at, row in enumerate(rows):
-        groups.setdefault((row["query_id"], row["query"], row["positive"]), []).append(at)
+        groups.setdefault((row.query_id, row.query, row.positive), []).append(at)
     for group in groups.values():
-        group.sort(key=lambda at: store.digest([seed, rows[at]["doc_id"]]))
+        group.sort(key=lambda at: store.digest([seed, rows[at].doc_id]))
         for start in range(0, len(group), PACK):
             yield tuple(group[start : start + PACK])
 
 
-def _pack(prompt: Prompt, rows: list[Row], pack: tuple[int, ...], settings: Settings, repeat: int) -> Unit:
+def _pack(prompt: Prompt, rows: list[Golden], pack: tuple[int, ...], settings: Settings, repeat: int) -> Unit:
     query, positive, _ = _texts(rows[pack[0]], settings.judge)
     passages = [_texts(rows[at], settings.judge)[2] for at in pack]
     values, ids = prompts.fill_many(prompt, query, positive, passages)
-    about = {"query_id": rows[pack[0]]["query_id"], "doc_id": " ".join(rows[at]["doc_id"] for at in pack)}
+    about = {"query_id": rows[pack[0]].query_id, "doc_id": " ".join(rows[at].doc_id for at in pack)}
     return Unit(llms.request(_endpoint(prompt, settings), prompt, about, **values), pack, ids, repeat)
 
 
@@ -134,7 +156,7 @@ def ask(prompt: Prompt, asked: list[Unit], endpoint: Endpoint, ledger: Ledger, t
 # ---------------------------------------------------------------- read
 
 
-def read(prompt: Prompt, unit: Unit, reply: llms.Reply, rows: list[Row], judge: Judge) -> list[Said]:
+def read(prompt: Prompt, unit: Unit, reply: llms.Reply, rows: list[Golden], judge: Judge) -> list[Said]:
     """What one reply says of each of its rows, under the rule on evidence that a job has."""
     schema = prompt.front.answer_schema
     if prompt.mode == "binary":
@@ -152,18 +174,18 @@ def read(prompt: Prompt, unit: Unit, reply: llms.Reply, rows: list[Row], judge: 
     return [Said(parsed, unit.request.key) for parsed in found]
 
 
-def result(row: Row, said: list[Said], judge: Judge, human: int) -> Row:
+def result(row: Golden, said: list[Said], judge: Judge) -> Row:
     """The line of results.jsonl of a pair; said: by repeat. The first repeat is the one that is measured."""
     first, key = said[0]
     grade = first.value.get("grade")
     verdict = judgments.verdict(grade, judge)
     return {
-        **{name: row.get(name) for name in ("query_id", "doc_id", "tag", "split", "query", "passage", "reason")},
-        "human": human,
+        **{name: getattr(row, name) for name in ("query_id", "doc_id", "tag", "split", "query", "passage", "reason")},
+        "human": row.grade,
         "grade": grade,
         "score": first.value.get("probability", grade),
         "verdict": verdict,
-        "right": verdict == ("relevant" if human >= judge.relevant_from else "irrelevant"),
+        "right": verdict == ("relevant" if (row.grade or 0) >= judge.relevant_from else "irrelevant"),
         "status": first.status,
         "detail": first.detail,
         "evidence": first.value.get("evidence", ""),
@@ -253,40 +275,63 @@ def _used(path: Path, keys: set[str]) -> list[tuple[int, int, int, float]]:
 # ---------------------------------------------------------------- the run folder
 
 
-def select(rows: list[Row], split: str | None, limit: int | None) -> list[Row]:
-    """The rows of a split, and of these the first `limit` in the order of a hash, so that tags and queries mix."""
-    found = [row for row in rows if split is None or row.get("split") == split]
-    if not found:
-        raise UserError(
-            f"golden: no row of split {split!r}; its splits are {sorted({str(r.get('split')) for r in rows})}"
-        )
-    if limit is None or limit >= len(found):
-        return found
-    order = sorted(range(len(found)), key=lambda at: store.digest([found[at]["query_id"], found[at]["doc_id"]]))
-    return [found[at] for at in sorted(order[:limit])]
+def golden_rows(source: Row) -> tuple[list[Golden], Row]:
+    """The golden pairs that {"path", "split", "limit"} means, and the same with the split that it came to.
+
+    No split: dev, on which prompts are tuned, where the file has one, else all. limit: the first so many in the order
+    of a hash, so that tags and queries mix. Raises UserError.
+    """
+    path, limit = Path(source["path"]), source.get("limit")
+    pairs = golden.read(path)
+    split = source.get("split") or ("dev" if any(pair.split == "dev" for pair in pairs) else "all")
+    found = golden.part(pairs, split, path)
+    order = sorted(range(len(found)), key=lambda at: store.digest(list(found[at].key)))
+    return [found[at] for at in sorted(order[:limit])], {"path": str(path), "split": split, "limit": limit}
 
 
-def golden_digest(rows: list[Row]) -> str:
+def golden_row(path: Path, number: int) -> Golden:
+    """The pair of a golden file by its number from 1, graded or not. Raises UserError."""
+    pairs = golden.read(path, labelled=False)
+    if number > len(pairs):
+        raise UserError(f"{path}: --row {number}: the file has {len(pairs)} rows")
+    return pairs[number - 1]
+
+
+def rendered(prompt: Prompt, query: str, positive: str, passages: list[str], more: Row) -> list[dict[str, str]]:
+    """The messages of a prompt for these texts. more: what generators are given beside."""
+    if prompt.mode in prompts.MANY:
+        return prompt.messages(**prompts.fill_many(prompt, query, positive, passages)[0])
+    return prompt.messages(**prompts.fill(prompt, query=query, positive=positive, passage=passages[0], **more))
+
+
+def golden_digest(rows: list[Golden]) -> str:
     names = ("query_id", "doc_id", "query", "positive", "passage", "grade")
-    return store.digest([[row.get(name) for name in names] for row in rows])[:12]
+    return store.digest([[getattr(row, name) for name in names] for row in rows])[:12]
 
 
-def run_folder(runs: Path, prompt: Prompt, endpoint: Endpoint, rows: list[Row]) -> Path:
+def run_folder(runs: Path, prompt: Prompt, endpoint: Endpoint, rows: list[Golden]) -> Path:
     parts = [prompt.front.name, prompt.version, endpoint.model, golden_digest(rows)]
     return runs / "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", part) for part in parts)
 
 
 def evaluate(
-    prompt: Prompt, rows: list[Row], settings: Settings, runs: Path, source: Row | None = None
+    prompt: Prompt,
+    rows: list[Golden],
+    settings: Settings,
+    runs: Path,
+    source: Row | None = None,
+    retry_failed: bool = False,
 ) -> tuple[Path, Row]:
     """Ask what is lacking, measure, write the run folder. Returns it with its summary. Raises UserError.
 
-    rows: golden rows. source: where they came from (path, split, limit), for `miner prompt check`.
+    source: where the pairs came from, for `miner prompt check`.
     """
     if prompt.front.task != "judge":
         raise UserError(f"prompt {prompt.front.name}: a generator; eval measures judges against human grades")
     ledger = Ledger(runs / "ledger.sqlite")
     try:
+        if retry_failed:
+            ledger.forget_failures()
         asked = list(units(prompt, rows, settings))
         with progress.bar(f"eval {prompt.front.name}", len(asked), "answers") as tick:
             replies = ask(prompt, asked, _endpoint(prompt, settings), ledger, tick)
@@ -297,7 +342,7 @@ def evaluate(
     for unit, reply in zip(asked, replies, strict=True):
         for at, one in zip(unit.rows, read(prompt, unit, reply, rows, settings.judge), strict=True):
             said[at].append(one)
-    results = [result(row, one, settings.judge, int(row["grade"])) for row, one in zip(rows, said, strict=True)]
+    results = [result(row, one, settings.judge) for row, one in zip(rows, said, strict=True)]
     summary = _summary(prompt, results, settings, source or {}, rows, cost)
     folder = run_folder(runs, prompt, settings.endpoint, rows)
     store.write_text(folder / "prompt.md", prompt.text)
@@ -306,7 +351,7 @@ def evaluate(
     return folder, summary
 
 
-def _summary(prompt: Prompt, results: list[Row], settings: Settings, source: Row, rows: list[Row], cost: Row) -> Row:
+def _summary(prompt: Prompt, results: list[Row], settings: Settings, source: Row, rows: list[Golden], cost: Row) -> Row:
     endpoint = settings.endpoint
     return {
         "prompt": prompt.front.name,
@@ -319,7 +364,7 @@ def _summary(prompt: Prompt, results: list[Row], settings: Settings, source: Row
             **source,
             "digest": golden_digest(rows),
             "pairs": len(rows),
-            "queries": len({row["query_id"] for row in rows}),
+            "queries": len({row.query_id for row in rows}),
         },
         "judge": {name: getattr(settings.judge, name) for name in ("relevant_from", "irrelevant_to", "max_chars")},
         "repeat": settings.repeat,

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import yaml
+
 from miner import prompts, store
 from miner.errors import UserError
 from miner.prompts import Prompt, Task
@@ -84,10 +86,10 @@ def find(name: str, own: Path | None, task: Task | None = None) -> Prompt:
     if len(tasks) > 1:
         raise UserError(f"prompt {name}: there is a judge and a generator of that name; write judge/{name} or so")
     if not tasks:
-        known = sorted({entry.name for entry in listing(own)})
+        known = sorted({entry.name for entry in listing(own) if entry.task in wanted})
         close = difflib.get_close_matches(short, known, n=1)
         raise UserError(
-            f"prompt {name!r}: no such prompt; "
+            f"prompt {name!r}: no such {' or '.join(wanted) or 'task'} prompt; "
             + (f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}")
         )
     return prompts.load(tasks[0], short, own)
@@ -120,8 +122,14 @@ def renamed(text: str, name: str, parent: str) -> str:
     place = next((at for at, line in enumerate(lines) if line.startswith("name:")), None)
     if place is None:
         raise UserError(f"prompt {name}: the front matter has no line `name: …` of its own; write one")
-    lines[place : place + 1] = [f"name: {json.dumps(name)}"] + ([f'parent: "{parent}"'] if parent else [])
+    written = name if yaml.safe_load(name) == name else json.dumps(name)  # true and null are words of YAML
+    lines[place : place + 1] = [f"name: {written}"] + ([f'parent: "{parent}"'] if parent else [])
     return "---\n".join([opening, "\n".join(lines) + "\n", body])
+
+
+def stem(prompt: Prompt) -> str:
+    """The name that a prompt would take over: that of its parent, else its own."""
+    return prompt.front.parent.partition("@")[0] or prompt.front.name
 
 
 def promote(prompt: Prompt, name: str, own: Path) -> Path:

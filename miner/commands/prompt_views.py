@@ -70,16 +70,22 @@ def whole(prompt: Prompt) -> Row:
 
 
 def print_list(entries: list[Entry]) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for name in ("prompt", "mode", "version", "whose", "notes"):
-        table.add_column(name, no_wrap=True, overflow="ellipsis", min_width=0 if name == "notes" else None)
-    for one in entries:
-        row = entry(one)
-        whose = one.origin + (" (hidden)" if one.hidden else "")
-        about = clip(row.get("error") or row["notes"], 300)
-        cells = [f"{one.task}/{one.name}", row.get("mode") or "", row.get("version", "faulty")[:8], whose, about]
-        table.add_row(*(Text(clean(cell)) for cell in cells), style="dim" if one.hidden else "")
-    _console().print(table)
+    names = ("prompt", "mode", "version", "whose", "notes")
+    rows = [_list_row(one) for one in entries]
+    widths = [max(map(len, column)) + 2 for column in zip(names[:4], *(row[:4] for row in rows), strict=True)]
+    console = _console()
+    for row, style in [
+        (list(names), "bold"),
+        *zip(rows, ("dim" if one.hidden else "" for one in entries), strict=True),
+    ]:
+        line = "".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
+        console.print(Text(line + clip(row[4], max(console.width - len(line), 8)), style), soft_wrap=True)
+
+
+def _list_row(one: Entry) -> list[str]:
+    row, whose = entry(one), one.origin + (" (hidden)" if one.hidden else "")
+    about = row.get("error") or row["notes"]
+    return [clean(f"{one.task}/{one.name}"), row.get("mode") or "", row.get("version", "faulty")[:8], whose, about]
 
 
 def print_text(text: str) -> None:
