@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import http.client
 import json
+import signal
 import socket
 import struct
 import subprocess
@@ -30,7 +31,7 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
-from loopback import parts, sensible
+from loopback import FENCED, sensible
 
 from miner.ledger import Request
 
@@ -99,12 +100,27 @@ def answer(body: dict[str, Any]) -> str:
     """The right answer, from the question alone."""
     text = question(body)
     asked = {"messages": [{"content": text}]}
-    if parts(asked):  # the prompt of a real job
+    if not text.startswith("<") and not FENCED.search(text):  # a probe of the form, which asks for something else
+        schema = schema_of(body)
+        return json.dumps({name: EXAMPLES[schema["properties"][name]["type"]] for name in schema["required"]})
+    if FENCED.search(text):  # the prompt of a real job
         reply = sensible(asked)
         assert isinstance(reply, tuple)
         content: str = json.loads(reply[2])["choices"][0]["message"]["content"]
         return content
     return json.dumps({"evidence": "", "grade": hashlib.sha256(text.encode()).digest()[0] % 4})
+
+
+EXAMPLES = {"boolean": True, "integer": 0, "number": 0.5, "string": "hello", "array": [], "object": {}}
+GREETING = {"properties": {"greeting": {"type": "string"}}, "required": ["greeting"]}
+
+
+def schema_of(body: dict[str, Any]) -> dict[str, Any]:
+    """The schema that a request asks for, in whatever form; a greeting where it asks for none."""
+    wanted = body.get("response_format") or {}
+    found = (body.get("structured_outputs") or {}).get("json") or wanted.get("schema") or GREETING
+    schema: dict[str, Any] = wanted.get("json_schema", {}).get("schema", found)
+    return schema
 
 
 def usage(body: dict[str, Any]) -> tuple[int, int]:
@@ -137,6 +153,22 @@ def clean(body: dict[str, Any]) -> dict[str, Any]:
     return whole
 
 
+@contextlib.contextmanager
+def no_longer_than(seconds: float) -> Iterator[None]:
+    """Fail where a run hangs, instead of waiting for ever. In the main thread alone."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"the run took more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 # ---------------------------------------------------------------- the script
 
 
@@ -149,6 +181,7 @@ class Script:
     "replies": one for each try, "forever": the last one again and again}], the first that fits goes before the rest.
     concurrent, rate: more gets a 429 (rate: requests a second, from a bucket that holds `burst`); announce: each reply
     has x-ratelimit headers. takes: forms of answers that the server knows, null: all; refuses_with: status for others.
+    ignores: forms that it takes and does not keep to.
     """
 
     seed: int = 0
@@ -166,6 +199,7 @@ class Script:
     burst: float = 10.0
     announce: bool = False
     takes: tuple[str, ...] | None = None
+    ignores: tuple[str, ...] = ()
     refuses_with: int = 400
 
     def update(self, **changes: Any) -> None:
@@ -244,9 +278,11 @@ def answers(body: dict[str, Any]) -> dict[str, Callable[[], bytes]]:
 
 
 def form_of(body: dict[str, Any]) -> str:
-    """none, json_object, json_object+schema or json_schema."""
+    """none, json_object, json_object_schema, structured_outputs or json_schema."""
+    if "structured_outputs" in body:
+        return "structured_outputs"
     wanted = body.get("response_format") or {"type": "none"}
-    return str(wanted["type"]) + ("+schema" if wanted["type"] == "json_object" and "schema" in wanted else "")
+    return str(wanted["type"]) + ("_schema" if wanted["type"] == "json_object" and "schema" in wanted else "")
 
 
 # ---------------------------------------------------------------- the server
@@ -389,6 +425,8 @@ class Connection(asyncio.Protocol):
             return self._later(0.0, 429, state.headers(), error("too many requests"))
         if kind == "form":
             return self._later(0.0, script.refuses_with, {}, error("response_format is not known here"))
+        if form_of(body) in script.ignores:
+            body = {name: body[name] for name in body if name not in ("response_format", "structured_outputs")}
         known = answers(body)
         if kind in known or kind in ("reset", "close", "truncated", "hang"):  # the model worked, so it is charged
             prompt, written = usage(body)
@@ -413,10 +451,12 @@ class Connection(asyncio.Protocol):
         if kind == "hang":
             return  # for ever
         if kind == "hang_up":
-            return self.transport.close()
+            self.transport.close()
+            return
         self.transport.write(_head(200, {}, CUT) + b'{"choices": [{"message": {"content": "{')
         if kind == "close":
-            return self.transport.close()
+            self.transport.close()
+            return
         self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.timer = asyncio.get_running_loop().call_later(0.005, self.transport.abort)
 
@@ -558,7 +598,7 @@ def main() -> None:
 
     async def run() -> None:
         stop = asyncio.Event()
-        asyncio.get_running_loop().add_reader(0, lambda: stop.set() if not sys.stdin.buffer.raw.read(1) else None)  # type: ignore[attr-defined]
+        asyncio.get_running_loop().add_reader(0, stop.set)  # its stdin is closed, or the process that holds it is dead
         await serve(script, given.port, lambda port: print(port, flush=True), stop)  # noqa: T201
 
     asyncio.run(run())
