@@ -253,7 +253,10 @@ def _warn(run: Context, what: str, missing: Counter[str]) -> None:
     if missing:
         reason, count = missing.most_common(1)[0]
         others = f", and {len(missing) - 1} other reasons" if len(missing) > 1 else ""
-        run.warnings.append(f"{what}: {missing.total()} answers are missing ({count} times: {reason}{others})")
+        run.warnings.append(
+            f"{what}: {missing.total()} answers are missing ({count} times: {reason}{others});"
+            " those given up for good are asked again with --retry-failed"
+        )
 
 
 def run_synthetic(run: Context, work: Path) -> Done:

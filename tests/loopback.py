@@ -29,7 +29,7 @@ Reply = tuple[int, dict[str, str], bytes] | Callable[[BaseHTTPRequestHandler], N
 
 def parts(body: dict[str, Any]) -> dict[str, str]:
     """The fenced texts of a request: {"QUERY": …, "PASSAGE": …}."""
-    return dict(FENCED.findall(body["messages"][-1]["content"]))
+    return dict(FENCED.findall(next(m["content"] for m in reversed(body["messages"]) if "=== END" in m["content"])))
 
 
 def grade(body: dict[str, Any]) -> int:

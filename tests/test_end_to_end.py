@@ -97,7 +97,7 @@ def test_a_changed_margin_redoes_only_what_depends_on_it(tmp_path, miner):
 
 def test_nothing_is_generated_while_judge_answers_are_missing(tmp_path, miner):
     def broken_judge(body: dict) -> tuple[int, dict[str, str], bytes]:
-        return sensible(body) if "FACET" in parts(body) else (500, {}, b"{}")
+        return sensible(body) if "FACET" in parts(body) else (400, {}, b"{}")
 
     with Loopback(broken_judge) as server:
         job = toy.job(tmp_path, llm=toy.llm(server.url, attempts=1), **JUDGED)

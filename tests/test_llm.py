@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain, repeat
+from pathlib import Path
 from typing import Any
 
 import pytest
 from loopback import SOON, Loopback, Reply, close_midway, completion, drip, failure, raw, reset_midway
 
 from miner import llms, provider
-from miner.config import Endpoint
+from miner.config import Endpoint, Replica
 from miner.errors import ProviderStop, UserError
-from miner.ledger import Answer, Request
+from miner.ledger import Answer, Ledger, Request
 from miner.llms import openai
+from miner.meter import Meter
 
 KEY = "sk-toy-secret"  # the key of conftest's environment
 GOOD: Reply = (200, {}, completion("fine"))
@@ -34,15 +37,22 @@ def requests(count: int) -> list[Request]:
     ]
 
 
-def ask(server: Loopback, count: int = 1, key: str = KEY, **settings: Any) -> dict[str, Answer]:
-    endpoint = Endpoint(model="toy", base_url=server.url, **{"attempts": 3, **settings})
+def answer(rows: Iterable[Request], done: Callable[[Request, Answer], None], url: str, **settings: Any) -> None:
+    endpoint = Endpoint(model="toy", base_url=url, **{"attempts": 3, "structured": "json_schema", **settings})
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger(Path(folder) / "ledger.sqlite")
+        openai.OpenAIBackend(endpoint, Meter(endpoint, ledger), [(Replica(), KEY)]).answer(rows, done)
+        ledger.close()
+
+
+def ask(server: Loopback, count: int = 1, **settings: Any) -> dict[str, Answer]:
     found: dict[str, Answer] = {}
 
     def done(request: Request, answer: Answer) -> None:
         assert request.key not in found
         found[request.key] = answer
 
-    openai.OpenAIBackend(endpoint, key).answer(requests(count), done)
+    answer(requests(count), done, server.url, **settings)
     return found
 
 
@@ -80,16 +90,19 @@ def hurry(monkeypatch):
 )
 def test_what_passes_is_tried_again(first, tries):
     with Loopback(script(*first, GOOD)) as server:
-        answer = ask(server)["0000"]
-    assert answer.error == ""
-    assert answer.response == json.loads(completion("fine"))
-    assert answer.attempts == tries == len(server.bodies)
+        found = ask(server)["0000"]
+    assert found.error == ""
+    assert found.response == json.loads(completion("fine"))
+    assert tries == len(server.bodies)
+    throttled = sum(callable(one) is False and one[0] == 429 for one in first)  # no try is lost to a rate limit
+    assert found.attempts == tries - throttled
 
 
 def test_a_server_that_names_its_time_is_waited_for():
     with Loopback(script(failure(429, headers={"retry-after": "0.3"}), GOOD)) as server:
         start = time.monotonic()
-        assert ask(server)["0000"].attempts == 2
+        assert ask(server)["0000"].error == ""
+    assert len(server.bodies) == 2
     assert time.monotonic() - start >= 0.3
 
 
@@ -120,9 +133,9 @@ def test_the_wait_is_bounded(given, low, high):
 def test_a_slow_answer_is_no_answer(slow):
     with Loopback(script(slow)) as server:
         start = time.monotonic()
-        answer = ask(server, attempts=2, timeout_s=0.2)["0000"]
+        found = ask(server, attempts=2, timeout_s=0.2)["0000"]
         assert time.monotonic() - start < 2
-    assert (answer.response, answer.error, answer.attempts) == (None, "no answer within 0.2 s", 2)
+    assert (found.response, found.error, found.attempts, found.final) == (None, "no answer within 0.2 s", 2, True)
 
 
 @pytest.mark.usefixtures("hurry")
@@ -139,8 +152,8 @@ def test_a_slow_answer_is_no_answer(slow):
 )
 def test_it_gives_up_after_attempts_and_says_why(reply, told):
     with Loopback(script(reply)) as server:
-        answer = ask(server)["0000"]
-    assert (answer.response, answer.error, answer.attempts) == (None, told, 3)
+        found = ask(server)["0000"]
+    assert (found.response, found.error, found.attempts, found.final) == (None, told, 3, True)
     assert len(server.bodies) == 3
 
 
@@ -148,18 +161,31 @@ def test_nobody_listens():
     with Loopback() as server:
         url = server.url
     server.url = url
-    answer = ask(server, attempts=1)["0000"]
-    assert answer.error == "APIConnectionError: Connection error. (ConnectError)"
+    found = ask(server, attempts=1)["0000"]
+    assert found.error == "APIConnectionError: Connection error. (ConnectError)"
+
+
+@pytest.mark.usefixtures("hurry")
+def test_a_dead_server_ends_the_run_and_costs_no_row():
+    with Loopback() as server:
+        url = server.url
+    server.url = url
+    found = {}
+    with pytest.raises(ProviderStop, match=r"gives no answers .*ConnectError.*run again when it is back") as caught:
+        answer(requests(40), lambda request, got: found.update({request.key: got}), url, attempts=6, outage_s=0)
+    assert caught.value.exit_code == 5
+    assert not found
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_request_refused_for_itself_is_not_repeated(status):
-    """Final for this run and for this row alone; the next run asks it again, since a server may be set right."""
+    """Final for this row alone."""
     with Loopback(
         lambda body: failure(status, "too long") if body["messages"][0]["content"] == "1" else GOOD
     ) as server:
         found = ask(server, 3)
     assert [found[key].error for key in sorted(found)] == ["", f"HTTP {status}: too long", ""]
+    assert [found[key].final for key in sorted(found)] == [False, True, False]
     assert len(server.bodies) == 3
 
 
@@ -192,23 +218,22 @@ def test_what_stops_a_worker_comes_out_as_itself():
         raise UserError("the disk is full")
 
     with Loopback(script(GOOD)) as server, pytest.raises(UserError, match="the disk is full"):
-        openai.OpenAIBackend(Endpoint(model="toy", base_url=server.url), KEY).answer(rows(), lambda *_: None)
+        answer(rows(), lambda *_: None, server.url)
 
 
 @pytest.mark.parametrize("key", ["two words", "sk-ключ", "sk-toy\n", "sk-\x7f"])
-def test_a_key_that_no_header_can_hold_is_told_by_name(monkeypatch, key):
+def test_a_key_that_no_header_can_hold_is_told_by_name(tmp_path, monkeypatch, key):
     monkeypatch.setenv("TOY_KEY", key)
     with pytest.raises(UserError, match=r"\$\{TOY_KEY\} holds a character that no key has") as caught:
-        llms.load(Endpoint(model="toy", api_key="${TOY_KEY}"))
+        endpoint = Endpoint(model="toy", api_key="${TOY_KEY}")
+        llms.load(endpoint, Meter(endpoint, Ledger(tmp_path / "ledger.sqlite")))
     assert key.strip() not in str(caught.value)
 
 
 def test_parameters_beyond_the_clients_own_reach_the_server():
     body = {"model": "toy", "messages": [], "top_k": 1, "seed": 3, "chat_template_kwargs": {"enable_thinking": False}}
     with Loopback(script(GOOD)) as server:
-        openai.OpenAIBackend(Endpoint(model="toy", base_url=server.url), KEY).answer(
-            [Request("a", body)], lambda *_: None
-        )
+        answer([Request("a", body)], lambda *_: None, server.url)
     assert server.bodies == [body]
     assert server.headers[0]["authorization"] == f"Bearer {KEY}"
 
@@ -232,5 +257,5 @@ def test_requests_are_pulled_as_they_are_needed():
         ahead["done"] += 1
 
     with Loopback(script(GOOD)) as server:
-        openai.OpenAIBackend(Endpoint(model="toy", base_url=server.url, concurrency=3), KEY).answer(rows(), done)
+        answer(rows(), done, server.url, concurrency=3)
     assert ahead == {"pulled": 50, "done": 50}

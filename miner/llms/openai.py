@@ -31,16 +31,25 @@ log = logging.getLogger("miner")
 TOO_LONG = re.compile(
     r"context.{0,20}(length|window|size)|(too|prompt) (long|large|many tokens)|maximum.{0,30}token", re.I
 )
+UNREACHED = ("ConnectError", "ConnectTimeout")
+GREETING = [{"role": "user", "content": "Say hello."}]
 Done = Callable[[Request, Answer], None]
 
 
 class Again(Exception):
     """The try gave nothing; another one may. failure: the server's refusal, whose Retry-After is heeded. counts: as one
-    of the request's tries, which a refusal for the rate and an outage of the server do not."""
+    of the request's tries, which a refusal for the rate and an outage of the server do not. unreached: the server was
+    not reached at all, so nothing is known of the request."""
 
-    def __init__(self, reason: str, failure: openai.APIStatusError | None = None, counts: bool = True) -> None:
+    def __init__(
+        self,
+        reason: str,
+        failure: openai.APIStatusError | None = None,
+        counts: bool = True,
+        unreached: bool = False,
+    ) -> None:
         super().__init__(reason)
-        self.failure, self.counts = failure, counts
+        self.failure, self.counts, self.unreached = failure, counts, unreached
 
 
 class OpenAIBackend:
@@ -73,6 +82,8 @@ class _Run:
                 await self._find_forms(lanes)
                 count = min(len(lanes) * self.endpoint.concurrency, 4096)
                 await asyncio.gather(*(self._worker() for _ in range(count)))
+        except MinerError as error:  # of a probe; a worker tells of its own
+            self.halt(error)
         except asyncio.CancelledError:
             self.stop = KeyboardInterrupt()
         finally:
@@ -120,10 +131,9 @@ class _Run:
             name = f"structured {lane.address} {self.endpoint.model}"
             known = self.meter.ledger.note(name)
             if known is None and lane.host != "api.openai.com":
-                try:
-                    known = await structured.probe(self.endpoint.model, partial(self._probe, lane))
-                except MinerError as error:
-                    self.halt(error)
+                known = await structured.probe(self.endpoint.model, partial(self._probe, lane))
+                if not lane.alive:
+                    continue
                 if self.stop is not None:
                     return
                 self.meter.ledger.write_note(name, known)
@@ -141,7 +151,7 @@ class _Run:
                 broken += getattr(again.failure, "status_code", 0) in (500, 501)
                 await self._pause(max(provider.wait(1, again.failure), lane.breaker.probe_at - time.monotonic()))
                 if not lane.alive:
-                    raise self._no_lane(str(again)) from None
+                    return None
                 continue
             self.meter.settle(request, answer)
             return answer.response
@@ -172,7 +182,7 @@ class _Run:
             except Again as again:
                 log.debug("%s: try %d failed: %s", request.key[:12], attempt, again)
                 if again.counts and attempt >= self.endpoint.attempts:
-                    return Answer(None, str(again), attempt, final=True)
+                    return Answer(None, str(again), attempt, final=not again.unreached)
                 attempt += again.counts
                 await self._pause(provider.wait(attempt, again.failure))
                 continue
@@ -191,6 +201,8 @@ class _Run:
         """One try, and a second one beside it where `hedge_s` passes without an answer. Leaves the slot in any case."""
         tries: set[asyncio.Task[Answer]] = set()
         try:
+            if lane.breaker.probing:
+                await self._greet(lane)
             if self.endpoint.hedge_s is None:
                 return await self._try(lane, request, body)
             tries.add(asyncio.create_task(self._try(lane, request, body)))
@@ -204,6 +216,11 @@ class _Run:
             await asyncio.gather(*tries, return_exceptions=True)
             self.gate.leave(lane)
 
+    async def _greet(self, lane: Lane) -> None:
+        """Is a server alive that has failed many requests? A greeting tells: the requests may be to blame."""
+        greeting = Request("greeting", {"model": self.endpoint.model, "messages": GREETING, "max_tokens": 4})
+        self.meter.settle(greeting, await self._try(lane, greeting, greeting.body))
+
     async def _try(self, lane: Lane, request: Request, body: dict[str, Any]) -> Answer:
         """One request on the wire. Raises Again, or BudgetReached before anything is sent."""
         self.meter.reserve(request)
@@ -214,8 +231,8 @@ class _Run:
         except openai.APIStatusError as failure:
             return self._refused(lane, request, failure, probing, sent_at)
         except openai.APIConnectionError as failure:
-            charged = isinstance(failure, openai.APITimeoutError)
-            raise self._no_answer(lane, request, failure, charged, probing) from None
+            reached = type(failure.__cause__).__name__ not in UNREACHED
+            raise self._no_answer(lane, request, failure, reached, probing) from None
         except (openai.APIError, ValueError, TimeoutError) as failure:
             raise self._no_answer(lane, request, failure, True, probing) from None
         except asyncio.CancelledError:
@@ -233,12 +250,14 @@ class _Run:
         reason = provider.refusal(failure, lane.key)
         if provider.is_final(failure):
             log.warning("%s: refuses every request (%s)", lane.host, reason)
-            self._give_up(lane, reason)
+            self._give_up(
+                lane, f"the provider refuses every request ({reason}); check key, quota and model, then run again"
+            )
             raise Again(reason, counts=False)
         if failure.status_code == 429:
             self.meter.throttled += 1
             if lane.refused(time.monotonic(), sent_at, failure.response.headers):
-                self._give_up(lane, reason)
+                self._give_up(lane, f"{lane.host} only refuses for the rate ({reason}); run again later")
             self.gate.wake_at(lane.paused_until)
             raise Again(reason, failure, counts=False)
         if failure.status_code >= 500:
@@ -249,18 +268,20 @@ class _Run:
             raise Again(reason, failure)
         return Answer(None, reason, final=True)
 
-    def _no_answer(self, lane: Lane, request: Request, failure: Exception, charged: bool, probing: bool) -> Again:
-        """charged: the server may have worked, and may want to be paid for it."""
-        (self.meter.lost if charged else self.meter.release)(request)
+    def _no_answer(self, lane: Lane, request: Request, failure: Exception, reached: bool, probing: bool) -> Again:
+        """reached: the server may have worked, and may want to be paid for it."""
+        (self.meter.lost if reached else self.meter.release)(request)
         reason = provider.broken(failure, self.endpoint.timeout_s, lane.key)
         self._down(lane, reason)
-        return Again(reason, counts=not probing)
+        return Again(reason, counts=not probing, unreached=not reached)
 
     def _down(self, lane: Lane, reason: str) -> None:
         """Tell the breaker, and end the run where no server is left."""
         was_closed = lane.breaker.closed
         if lane.breaker.failed(time.monotonic()):
-            self._give_up(lane, reason)
+            self._give_up(
+                lane, f"{lane.host} gives no answers ({reason}); what was answered is kept, run again when it is back"
+            )
         elif not lane.breaker.closed:
             if was_closed:
                 log.warning("%s: gives no answers (%s); it is tried now and then", lane.host, reason)
@@ -269,14 +290,8 @@ class _Run:
     def _give_up(self, lane: Lane, reason: str) -> None:
         """Ask this server no more; where none is left, the run ends."""
         lane.alive = False
-        if not any(lane.alive for lane in self.gate.lanes):
-            self.halt(self._no_lane(reason))
-
-    def _no_lane(self, reason: str) -> ProviderStop:
-        return ProviderStop(
-            f"the provider refuses every request, or gives no answers ({reason}); check address, key, quota and model,"
-            " then run again"
-        )
+        if not any(other.alive for other in self.gate.lanes):
+            self.halt(ProviderStop(reason))
 
 
 async def _first_good(tries: set[asyncio.Task[Answer]]) -> Answer:
