@@ -30,7 +30,8 @@ def check_rows(log: Log, kinds: list[str], names: list[str], found: Findings, se
     for number, kind in enumerate(kinds):
         mine = usable & (file == number)
         if names[number] == "flagembedding":
-            _minority("F10", np.array(log.kind), mine, found, list(log.kinds))
+            kind_of = np.array(log.kind, np.int64)
+            _minority("F10", kind_of, mine & (kind_of != log.kinds.get("", -1)), found, list(log.kinds))
         if kind == "jsonl" and names[number] not in ("tevatron-legacy", "tevatron"):
             _minority("F08", np.array(log.columns), mine, found, None)
         if names[number] in forms.LISTS:
@@ -203,9 +204,10 @@ def _worn(at: Places, found: Findings, settings: Settings) -> None:
         return
     pairs, first = np.unique(at.text[negative] * at.size + at.query[at.row[negative]], return_index=True)
     texts, start, uses = np.unique(pairs // at.size, return_index=True, return_counts=True)
+    earliest = np.minimum.reduceat(first, start)
     worn = np.flatnonzero((uses >= WORN_FROM) & (uses > settings.share * queries))
     for i in worn[np.lexsort((texts[worn], -uses[worn]))]:
-        place = negative[first[start[i]]]
+        place = negative[earliest[i]]
         value = f"{uses[i]} of {queries} queries"
         found.add("X06", int(at.row[place]), NEGATIVE, int(at.slot[place]), value)
 

@@ -99,7 +99,7 @@ def inputs(row: Row) -> tuple[list[str], list[str]]:
 
 
 def parse(form: str, row: Row, lookup: Lookup | None = None) -> Example:
-    """Read a row. lookup: passage id -> text, for the forms that hold ids; None: the texts are not known."""
+    """Read a row. lookup: passage id -> text, for the forms that hold ids."""
     if form == "flagembedding":
         return _flag(row)
     if form == "tevatron-legacy":
@@ -259,7 +259,7 @@ def _by_id(row: Row, lookup: Lookup | None) -> Example:
             found.lacks("F02" if value is None else "F03", name if value is None else value)
         for slot, doc_id in enumerate(value if isinstance(value, list) else []):
             found.ids.append(str(doc_id))
-            text = lookup(str(doc_id)) if lookup else f"id {doc_id}"
+            text = lookup(str(doc_id)) if lookup else None
             if text is None:
                 found.lacks("F14", doc_id, role, slot)
             side.append(text)

@@ -21,7 +21,7 @@ Array = np.ndarray[Any, Any]
 Verdict = Literal["ok", "warn", "refuse", "too_few"]
 WARN, REFUSE = 0.6, 0.75
 NEEDED_ROWS, NEEDED_GROUPS = 40, 25  # of each kind; below, the interval is wider than the way from .5 to WARN
-FOLDS, DRAWS, SHOWN, MAX_CHARS, MAX_FEATURES = 5, 400, 12, 2000, 60_000
+FOLDS, DRAWS, SHOWN, MAX_CHARS, MAX_FEATURES = 5, 400, 12, 2000, 20_000
 LENGTHS = ("[length]", "[words]", "[word length]", "[sentence length]", "[upper case]", "[digits]", "[punctuation]")
 
 
@@ -47,7 +47,7 @@ def audit(texts: Sequence[str], is_second: Sequence[bool], groups: Sequence[str]
     interval lies above .5: chance alone never warns. The same input gives the same answer.
     """
     keep = _first_of_each(texts)
-    label = np.array([bool(is_second[i]) for i in keep])
+    label = np.array([bool(is_second[i]) for i in keep], bool)
     group = np.unique(np.array([groups[i] for i in keep], dtype=object).astype(str), return_inverse=True)[1]
     kinds = (int((~label).sum()), int(label.sum()))
     count = int(group.max()) + 1 if len(group) else 0

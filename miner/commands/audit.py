@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from miner.commands.common import AsJson, Overrides
 from miner.errors import UserError
 
 PLACES = 3
@@ -25,9 +26,7 @@ def audit(
     job: Annotated[
         Path | None, typer.Option("--job", help="Job file: its encoder estimates the share of false negatives.")
     ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a value of the job file: key.sub=value. Repeatable.")
-    ] = None,
+    set_: Overrides = None,
     sample: Annotated[int, typer.Option("--sample", help="Queries that the encoder looks at; 0: none.", min=0)] = 300,
     judge: Annotated[
         int, typer.Option("--judge", help="Negatives that the job's judge grades, one a query; 0: none.", min=0)
@@ -50,7 +49,7 @@ def audit(
         float, typer.Option("--share", help="A passage that is a negative of more of the queries is worn.")
     ] = 0.05,
     seed: Annotated[int, typer.Option("--seed", help="Of samples and intervals.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Audit training files: traps of the loaders, bad texts, false and doubled negatives, leaks, style.
 

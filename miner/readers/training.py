@@ -163,7 +163,10 @@ def open_file(path: Path, form: str | None, corpus: Texts | None) -> list[Source
     if kind is None:
         raise UserError(f"{path}: unknown kind of file; use .jsonl, .csv, .tsv or .parquet (.gz and .zst accepted)")
     found = Source(path, kind, form or _told(path, read_rows(path)))
-    found.texts = corpus if found.form == "tevatron" else None
+    if found.form == "tevatron":
+        if corpus is None:
+            raise UserError(f"{path}: its rows hold ids; name the file of their passages with --corpus")
+        found.texts = corpus
     return [found]
 
 

@@ -20,7 +20,13 @@ from pathlib import Path
 from typing import Any
 
 TOKENS, SEED = 64, 7
-HN_MINE = {"hn_mine, defaults (10-210, 15)": ("10-210", 15), "hn_mine, the top 15 (0-15, 15)": ("0-15", 15)}
+SMALL = 30
+# Ranks, negatives, and whether the pool of passages is given; without it the first SMALL rows bring their own.
+HN_MINE: dict[str, tuple[str, int, bool]] = {
+    "hn_mine, defaults (ranks 10-210, 15)": ("10-210", 15, True),
+    "hn_mine, ranks 0-15, 15": ("0-15", 15, True),
+    "hn_mine, defaults on 30 rows without a pool": ("10-210", 15, False),
+}
 ST: dict[str, dict[str, Any]] = {
     "ST triplet, defaults": {},
     "ST n-tuple, 7, relative margin .05": {"num_negatives": 7, "relative_margin": 0.05, "output_format": "n-tuple"},
@@ -62,18 +68,18 @@ def prepare(args: argparse.Namespace) -> dict[str, set[str]]:
     write_jsonl(args.out / "pool.jsonl", ({"text": text} for text in passages.values() if text))
     shown = [{"query": queries[query], "pos": [passages[docs[0]]]} for query, docs in sorted(known.items())]
     write_jsonl(args.out / "shown.jsonl", shown)
+    write_jsonl(args.out / "small.jsonl", shown[:SMALL])
     truth: dict[str, set[str]] = defaultdict(set)
     for query, docs in known.items():
         truth[queries[query]] |= {passages[doc] for doc in docs}
     return truth
 
 
-def hn_mine(args: argparse.Namespace, span: str, count: int, target: Path) -> None:
+def hn_mine(args: argparse.Namespace, span: str, count: int, pool: bool, target: Path) -> None:
     """FlagEmbedding's script, unchanged, as its manual runs it."""
-    words = {
-        "input_file": args.out / "shown.jsonl",
+    words: dict[str, Any] = {
+        "input_file": args.out / ("shown.jsonl" if pool else "small.jsonl"),
         "output_file": target,
-        "candidate_pool": args.out / "pool.jsonl",
         "range_for_sampling": span,
         "negative_number": count,
         "embedder_name_or_path": args.model,
@@ -85,7 +91,11 @@ def hn_mine(args: argparse.Namespace, span: str, count: int, target: Path) -> No
         "embedder_query_max_length": TOKENS,
         "embedder_passage_max_length": TOKENS,
     }
-    command = [args.peer_python, args.hn_mine, *(part for name, value in words.items() for part in (f"--{name}", value))]
+    command = [
+        args.peer_python,
+        args.hn_mine,
+        *(part for name, value in words.items() for part in (f"--{name}", value)),
+    ]
     run(command, target.with_suffix(".log"))
 
 
@@ -142,11 +152,19 @@ def audit(args: argparse.Namespace, name: str, path: Path, truth: dict[str, set[
     say(f"\n### {name}\n")
     say(f"{found['rows']:,} rows, {len(pairs):,} negatives; exit code {done.returncode}. Known relevant after all:")
     say(f"{false:,} ({false / max(1, len(pairs)):.1%}).\n")
-    say("| code | severity | finding | count |\n|---|---|---|---|")
+    say("| code | severity | finding | count | first |\n|---|---|---|---|---|")
     for finding in found["findings"]:
-        say(f"| {finding['code']} | {finding['severity']} | {finding['what']} | {finding['count']:,} |")
-    for line in found["statistics"]:
-        say(f"\n{line}")
+        told = [finding["code"], finding["severity"], finding["what"], f"{finding['count']:,}", first(finding)]
+        say(f"| {' | '.join(told)} |")
+    say("\n" + "\n".join(f"- {line.strip()}" for line in found["statistics"]))
+
+
+def first(finding: dict[str, Any]) -> str:
+    """Where it is first, and what stands there if that is no text."""
+    one = finding["places"][0]
+    place = f"{Path(one['place']).name} {one['where']}".strip()
+    value = one["value"] if len(one["value"]) < 60 else ""
+    return f"{place} {value}".strip().replace("|", "/")
 
 
 def main() -> None:
@@ -164,9 +182,9 @@ def main() -> None:
     truth = prepare(args)
     paths = {name: args.out / f"hn-{number}.jsonl" for number, name in enumerate(HN_MINE)}
     paths |= {name: args.out / f"st-{number}.parquet" for number, name in enumerate(ST)}
-    for name, (span, count) in HN_MINE.items():
+    for name, (span, count, pool) in HN_MINE.items():
         if not paths[name].exists():
-            hn_mine(args, span, count, paths[name])
+            hn_mine(args, span, count, pool, paths[name])
     if not all(paths[name].exists() for name in ST):
         own = [args.peer_python, __file__, "--st"]
         given = [("--data", args.data), ("--model", args.model), ("--hn-mine", args.hn_mine), ("--out", args.out)]
