@@ -193,10 +193,17 @@ def reliability(judged: Judged, relevant_from: int, edges: Sequence[float], **op
 
     found = resampling.interval(observed, judged.query, **options)
     assert isinstance(found, list), "one interval a bin"
+    wide = [_widened(one, relevant, members[:, i], judged.query) for i, one in enumerate(found)]
     return [
         Bin(*ends, int(n), float(mean), one)
-        for ends, n, mean, one in zip(pairwise(edges), sizes, predicted, found, strict=True)
+        for ends, n, mean, one in zip(pairwise(edges), sizes, predicted, wide, strict=True)
     ]
+
+
+def _widened(one: Interval, part: Array, whole: Array, query: Array, level: float = LEVEL) -> Interval:
+    """The interval of a share, reaching as far as the exact one: a bootstrap knows no error it has not seen."""
+    low, high = bounds.clustered_interval(part, whole, query, level)
+    return Interval(one.value, min(one.low, low), max(one.high, high)) if one.value == one.value else one
 
 
 def statistic(judged: Judged, name: str, relevant_from: int, irrelevant_to: int) -> Statistic:
@@ -212,8 +219,8 @@ def measure(
 ) -> dict[str, Interval]:
     """Every statistic of COUNTED with its query-clustered interval, and `auc_score` where scores say more than grades.
 
-    One bootstrap for all: the tables of the resamples are counted once. A bootstrap knows no error that it has not
-    seen, so the intervals of shares reach at least as far as the exact ones of `bounds`; kappa and AUC have no such.
+    One bootstrap for all: the tables of the resamples are counted once. The intervals of shares reach at least as far
+    as the exact ones of `bounds`; kappa and AUC have no such.
     """
 
     def every(weights: Array) -> Array:
@@ -224,8 +231,7 @@ def measure(
     assert isinstance(found, list), "one interval a statistic"
     named = dict(zip(COUNTED, found, strict=True))
     for name, (part, whole) in _shares(judged, relevant_from, irrelevant_to).items():
-        low, high = bounds.clustered_interval(part, whole, judged.query, level)
-        named[name] = Interval(named[name].value, min(named[name].low, low), max(named[name].high, high))
+        named[name] = _widened(named[name], part, whole, judged.query, level)
     if not np.array_equal(judged.score, np.where(judged.judge < 0, np.nan, judged.judge), equal_nan=True):
         one = statistic(judged, "auc_score", relevant_from, irrelevant_to)
         area = resampling.interval(one, judged.query, seed, samples, level)

@@ -88,7 +88,8 @@ def report(
 ) -> Row:
     """All statistics of the judge on graded pairs, as JSON takes them (None where undefined), and the threshold.
 
-    rows: grade of each pair or None, its status, and score (higher is more relevant) where the judge gives one; then
+    rows: grade of each pair or None, its status and detail, and score (higher is more relevant) where the judge gives
+    one; then
     the threshold is on the score, else on the grade.
     """
     scored = any(row.get("score") is not None for row in rows)
@@ -107,6 +108,7 @@ def report(
         "pairs": len(pairs),
         "queries": judged.queries,
         "relevant": sum((pair.grade or 0) >= relevant_from for pair in pairs),
+        "missing": next((row["detail"] for row in rows if row["status"] == "missing"), ""),
         "status": dict(sorted(Counter(row["status"] for row in rows).items())),
         "metrics": {name: one._asdict() for name, one in metrics.items()},
         "confusion": agreement.counts(judged).astype(int).tolist(),

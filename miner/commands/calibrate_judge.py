@@ -39,6 +39,9 @@ def judge(
     write: Annotated[
         bool, typer.Option("--write/--no-write", help="Write the threshold into the job file, as judge.irrelevant_to.")
     ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask again what an earlier run gave up for good.")
+    ] = False,
     set_: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -54,6 +57,8 @@ def judge(
         from miner import calibrate_judge, engine
 
         with engine.opened(job) as context:
+            if retry_failed:
+                context.ledger.forget_failures()
             found = calibrate_judge.judge(context, file, split, target)
             missing = found["status"].get("missing", 0)
             if not missing:
@@ -107,10 +112,11 @@ def _print_confusion(console: Console, found: Row) -> None:
 
 def _print_reliability(console: Console, found: Row) -> None:
     console.print("\nreliability: what a grade or score of the judge means")
-    table = _table(("", "pairs", "mean", "relevant to people"), 0)
+    table = _table(("", "pairs", "mean", "relevant to people"))
+    graded = all(one["on"] == "grade" for one in found["thresholds"])
     for one in found["reliability"]:
         if one["n"]:
-            where = f"{one['start']:.2f} to {one['end']:.2f}"
+            where = f"grade {one['start'] + 0.5:g}" if graded else f"score {one['start']:.2f} to {one['end']:.2f}"
             table.add_row(where, str(one["n"]), f"{one['predicted']:.2f}", interval(one["observed"], True))
     console.print(table)
 
@@ -133,7 +139,8 @@ def _print_thresholds(console: Console, found: Row) -> None:
 def _verdict(found: Row) -> str:
     """The last line: may it be trusted?"""
     if missing := found["status"].get("missing"):
-        return f"\n{missing} answers are missing, so nothing is decided; run it again"
+        why = clean(found["missing"])[:200]
+        return f"\n{missing} answers are missing ({why}), so nothing is decided; run it again, with --retry-failed"
     one = found["chosen"]
     if one is None:
         few = "too few pairs" in found["reason"]
