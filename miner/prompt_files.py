@@ -21,6 +21,7 @@ from miner.errors import UserError
 from miner.prompts import Prompt, Task
 
 LOCK, COPIES = "prompts.lock", "prompts"
+SENTENCE = re.compile(r"(?<=[.!?]) (?=\S)")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 # Static text shorter than this behind a variable is a fence or a heading, and worth no cache.
 LONG_STATIC = 200
@@ -248,9 +249,14 @@ def _line(prompt: Prompt, known: dict[str, Prompt]) -> Iterator[str]:
 
 
 def text_diff(first: Prompt, second: Prompt) -> list[str]:
-    """A unified diff of two prompts' texts; [] where they are the same."""
+    """A unified diff of two prompts' texts, sentence by sentence; [] where they are the same."""
     one, two = (f"{prompt.front.name}@{prompt.version}" for prompt in (first, second))
-    return list(difflib.unified_diff(first.text.splitlines(), second.text.splitlines(), one, two, "", "", 1, ""))
+    return list(difflib.unified_diff(_sentences(first.text), _sentences(second.text), one, two, "", "", 1, ""))
+
+
+def _sentences(text: str) -> list[str]:
+    """Paragraphs of prompts are long lines; each sentence gets its own, so that a diff shows the one that changed."""
+    return [part for line in text.splitlines() for part in SENTENCE.split(line)]
 
 
 # ---------------------------------------------------------------- lint

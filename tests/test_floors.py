@@ -14,9 +14,10 @@ FLOORS = (
     "config config.base config.data config.encoder config.mining config.llm config.export config.job config.load"
     " yaml_file store ledger vector_cache ragged_cache chunks",
     "shingles ranking fusion selection calibration bounds resampling agreement acceptance numbering prompts"
-    " progress models provider card",
+    " answers prompt_files progress models provider card"
+    " forms defects style audit_checks audit_tables",
     "readers encoders searchers teachers llms exporters",
-    "readers.rows readers.pairs readers.beir readers.flagembedding readers.hub"
+    "readers.rows readers.pairs readers.beir readers.flagembedding readers.hub readers.training"
     " encoders.families encoders.files encoders.onnx encoders.torch encoders.m3"
     " encoders.remote encoders.services encoders.precomputed encoders.int8 encoders.shape"
     " searchers.dense searchers.bm25 searchers.trec_run searchers.sparse searchers.multivector"
@@ -27,8 +28,11 @@ FLOORS = (
     " stages.filters stages.candidates stages.judgments stages.synthetic stages.decisions"
     " stages.export",
     "job firewall golden",
-    "prompt_eval prompt_diff steps mining_steps m3_steps export_steps engine intake calibrate golden_sample calibrate_judge",
-    "views template commands commands.common commands.golden commands.calibrate_judge cli __main__",
+    "steps mining_steps m3_steps export_steps engine intake calibrate golden_sample calibrate_judge"
+    " prompt_eval prompt_diff"
+    " audit audit_fix audit_estimate",
+    "views template commands commands.audit commands.common commands.golden commands.calibrate_judge"
+    " commands.prompt commands.prompt_views cli __main__",
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 ADAPTERS = {name for name, floor in FLOOR.items() if floor == 4}
@@ -56,6 +60,14 @@ SIDEWAYS = {
     "shingles": "ranking",
     "ragged_cache": "store vector_cache",
     "firewall": "readers.beir readers.rows",
+    "defects": "forms shingles",
+    "audit_checks": "defects forms shingles",
+    "audit_tables": "audit_checks forms",
+    "readers.training": "readers.rows",
+    "audit": "audit_estimate readers.training",
+    "audit_fix": "audit readers.training",
+    "audit_estimate": "engine",
+    "commands.audit": "commands.common readers.rows",
     "golden": "readers.rows",
     "golden_sample": "engine steps",
     "calibrate_judge": "steps",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -264,12 +265,19 @@ def test_diff_shows_what_flipped_and_whether_it_can_be_chance(two):
     assert data("diff", "graded", "careful", "--only", "flips", "--prompts", "own") == found["flips"]
 
 
+CAREFUL = "+You are careful."
+
+
 def test_diff_reads_like_a_report_of_80_columns(two):
     shown = call("diff", "graded", "careful", "--prompts", "own")
     assert "exact McNemar p = 0.00781" in " ".join(shown.split())
     assert "relevant (grade 2) “The bat likes to eat" in " ".join(shown.split())
     flips = call("diff", "graded", "careful", "--prompts", "own", "--only", "flips")
     assert flips.count("became right") == 8
+    lines = [line.strip() for line in shown.splitlines()]
+    added = [line for line in lines if line.startswith("+") and not line.startswith("+++")]
+    assert added == ["+name: careful", f'+parent: "graded@{prompts.load("judge", "graded", None).version}"', CAREFUL]
+    assert re.search(r"AUC of scores +0\.833 +1\.000 +\+0\.167", shown)
     assert max(map(len, flips.splitlines())) <= 80
 
 

@@ -210,7 +210,7 @@ def print_diff(found: Row) -> None:
     _print_text_diff(console, found["text_diff"])
     table = _table("measure", "first", "second", "difference", "95% interval", right=("first", "second", "difference"))
     for name, one in found["differences"].items():
-        sides = [found[side]["measures"].get(name, {}).get("value") for side in ("first", "second")]
+        sides = [_measured(found[side]["measures"], name) for side in ("first", "second")]
         if one["value"] is not None:
             ends = "-" if one["low"] is None else f"{one['low']:+.3f} to {one['high']:+.3f}"
             table.add_row(SHOWN[name], *map(_number, sides), f"{one['value']:+.3f}", ends)
@@ -226,6 +226,13 @@ def print_diff(found: Row) -> None:
         f" {spent['completion_tokens']:+,} completion tokens, {_dollars(spent['cost'])}"
     )
     print_flips(found["flips"], FLIPS)
+
+
+def _measured(measures: Row, name: str) -> float | None:
+    """The value of a measure; a judge without scores has those of its grades."""
+    one = measures.get(name) or measures.get("auc_grade" if name == "auc_score" else name)
+    value: float | None = one["value"] if one else None
+    return value
 
 
 def print_flips(flips: list[Row], most: int) -> None:
