@@ -89,8 +89,7 @@ def report(
     """All statistics of the judge on graded pairs, as JSON takes them (None where undefined), and the threshold.
 
     rows: grade of each pair or None, its status and detail, and score (higher is more relevant) where the judge gives
-    one; then
-    the threshold is on the score, else on the grade.
+    one; then the threshold is on the score, else on the grade.
     """
     scored = any(row.get("score") is not None for row in rows)
     judged = Judged.of(
