@@ -38,7 +38,6 @@ def write(report: Report, out: Path, settings: Settings) -> dict[str, int]:
     targets = _targets(list(dict.fromkeys(paths)), out)
     counts = {"rows kept": 0, "rows removed": 0, "changes": 0}
     base = 0
-    changes: list[Iterator[Change]] = []
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="surrogatepass") as kept:
         for path, group in groupby(report.sources, key=lambda source: source.path):
             split_rows = []
@@ -49,7 +48,6 @@ def write(report: Report, out: Path, settings: Settings) -> dict[str, int]:
         kept.seek(0)
         changed = (json.loads(line) for line in kept)
         counts["changes"] = store.write_jsonl(out.with_name(f"{out.name}.changes.jsonl"), map(_plain, changed))
-    del changes
     return counts
 
 
@@ -151,7 +149,7 @@ def _write(target: Path, split_rows: list[tuple[Source, Any]]) -> None:
     elif source.kind == "beir":
         _write_beir(target, source, rows())
     elif source.kind == "parquet":
-        _write_parquet(source.path, target, rows())
+        _write_parquet(pq.read_schema(source.path), target, rows())
     elif source.kind == "jsonl":
         _write_jsonl(target, rows())
     else:
@@ -186,8 +184,8 @@ def _write_csv(target: Path, delimiter: str, rows: Iterable[Row]) -> None:
     store.replace(target, write)
 
 
-def _write_parquet(path: Path, target: Path, rows: Iterator[Row]) -> None:
-    schema = pq.read_schema(path)
+def _write_parquet(schema: pa.Schema, target: Path, rows: Iterator[Row]) -> pa.Schema:
+    """The schema is that of the file that was read, less the columns that were taken out."""
     first = next(rows, None)
     left = schema if first is None else pa.schema([f for f in schema if f.name in first], schema.metadata)
 
@@ -198,6 +196,7 @@ def _write_parquet(path: Path, target: Path, rows: Iterator[Row]) -> None:
             batch = list(islice(rows, BATCH))
 
     store.write_batches(target, left, tables())
+    return left
 
 
 def _write_saved(target: Path, split_rows: list[tuple[Source, Any]]) -> None:
@@ -205,14 +204,15 @@ def _write_saved(target: Path, split_rows: list[tuple[Source, Any]]) -> None:
 
     work = target.with_name(f".{target.name}.part")
     shutil.rmtree(work, ignore_errors=True)
+    datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as cache:
         found = {}
         for source, rows in split_rows:
             file = Path(cache) / f"{source.split or 'all'}.parquet"
-            kept = list(islice(rows(), 0, None))
-            table = pa.Table.from_pylist(kept) if kept else pa.table({})
-            store.write_table(file, table)
-            found[source.split] = datasets.Dataset(pq.read_table(file))
+            features = datasets.load_from_disk(str(source.path / source.split)).features
+            left = _write_parquet(features.arrow_schema, file, rows())
+            kept = datasets.Features({name: features[name] for name in left.names})
+            found[source.split] = datasets.Dataset.from_parquet(str(file), features=kept, cache_dir=cache)
         whole = found[""] if "" in found else datasets.DatasetDict(found)
         whole.save_to_disk(str(work))
     store.promote(work, target)

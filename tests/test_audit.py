@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import loopback
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import toy
 
-from miner import audit, audit_fix, forms
+from miner import audit, audit_fix, bounds, config, forms
 from miner.audit_checks import Settings
 from miner.defects import DEFECTS, mend, script, text_defects, title_twice
 from miner.errors import UserError
@@ -641,6 +643,10 @@ def test_hostile_text_is_harmless_in_the_terminal(tmp_path):
     assert max(map(len, done.stdout.splitlines()[1:])) <= 80
     assert "T01" in done.stdout
     assert "T06" in done.stdout
+    done = call(tmp_path / "[red]x[/red].jsonl", "--json")
+    assert not [c for c in done.stdout if not c.isprintable() and c != "\n"]
+    values = [one["value"] for found in json.loads(done.stdout)["findings"] for one in found["places"]]
+    assert rows[AT]["neg"][1] in values  # nothing is lost in JSON
 
 
 def test_exit_codes_for_ci(tmp_path):
@@ -654,3 +660,61 @@ def test_exit_codes_for_ci(tmp_path):
     assert call(path, "--fail-on", "warning").returncode == 1
     done = call(tmp_path / "none.jsonl")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
+# ---------------------------------------------------------------- estimates
+
+
+def animals(folder: Path, false: int) -> Path:
+    """Eight queries; of `false` of them the second negative answers the query, in other words than the positive."""
+    rows = []
+    names = list(toy.ANIMALS)
+    for i, (name, (_, food, _)) in enumerate(toy.ANIMALS.items()):
+        others = [f"The {other} sleeps {toy.ANIMALS[other][2]} a day." for other in (names[i - 1], names[i - 2])]
+        if i < false:
+            others[1] = f"Favourite food of the {name}: {food}."
+        rows.append(
+            {"query": f"favourite food of the {name}", "pos": [f"The {name} likes to eat {food} most."], "neg": others}
+        )
+    return write_jsonl(folder / "animals.jsonl", flag_plain(rows))
+
+
+def flag_plain(rows: list[Row]) -> list[Row]:
+    return [{**row, "prompt": ""} for row in rows]
+
+
+@pytest.mark.parametrize(("false", "found"), [(0, False), (6, True)])
+def test_an_encoder_estimates_the_share_of_false_negatives(tmp_path, false, found):
+    job = config.load(toy.job(tmp_path))
+    report = run(animals(tmp_path, false), job=job)
+    told = report.measured["encoder"]
+    assert (told["queries"], told["negatives"]) == (8, 16)
+    above = told["shares"]["above the positive"]
+    assert above["share"] == false / 16
+    assert above["low"] <= above["share"] <= above["high"]
+    assert ("D03" in codes(report)) == found
+
+
+def test_a_judge_grades_a_sample_and_the_interval_is_exact(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOY_KEY", "sk-toy-secret")
+
+    def reply(body: dict[str, Any]) -> Any:
+        passage = loopback.parts(body)["PASSAGE"]
+        grade = 3 if passage.startswith("Favourite food") else 0
+        return 200, {}, loopback.completion(json.dumps({"evidence": passage[:20], "grade": grade}))
+
+    with loopback.Loopback(reply) as server:
+        path = toy.job(tmp_path, llm=toy.llm(server.url), judge={"enabled": True})
+        options = {"job": config.load(path), "encoder_sample": 0, "judge_sample": 8}
+        first = run(animals(tmp_path, 8), **options)
+        asked = len(server.bodies)
+        again = run(animals(tmp_path, 8), **options)
+    told = first.measured["judge"]
+    assert (told["asked"], told["failed"]) == (8, 0)
+    assert told["share"] == told["relevant"] / 8
+    assert 0 < told["relevant"] < 8  # one negative a query, drawn by its digest
+    assert (told["low"], told["high"]) == pytest.approx(bounds.exact_interval(told["relevant"], 8))
+    assert again.measured["judge"] == told
+    assert len(server.bodies) == asked  # paid once
+    with pytest.raises(UserError, match=r"judge\.enabled is false"):
+        run(animals(tmp_path, 8), job=config.load(toy.job(tmp_path)), encoder_sample=0, judge_sample=8)

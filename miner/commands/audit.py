@@ -94,7 +94,8 @@ def _print_json(report: Any, fixed: dict[str, int] | None) -> None:
         "fixed": fixed,
     }
     text = json.dumps(value, ensure_ascii=False, indent=2, default=str)
-    print(text.encode("utf-8", "replace").decode())
+    # What could act on a terminal is escaped, which is the same JSON.
+    print("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
 def _print_tables(report: Any, fixed: dict[str, int] | None) -> None:
