@@ -15,8 +15,8 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 LEVEL = 0.95
-# The least correlation that is assumed. Few errors can show none, and none shown is not none. Simulated judges that miss
-# whole queries (correlation .3, the target 3-5%, 4-8 pairs of each of 40-100 queries, 1500 runs each): in the worst of
+# The least correlation that is assumed. Few errors can show none, and none shown is not none. Simulated judges that
+# miss whole queries (correlation .3, target 3-5%, 4-8 pairs of each of 40-100 queries, 1500 runs each): in the worst of
 # these the plain exact bound held in 91%, that of the measured correlation in 93%, with the floor in 94%; in milder
 # ones (.1-.2) it held in 96% and more.
 ICC = 0.05
