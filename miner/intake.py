@@ -18,7 +18,7 @@ def take(context: Context, path: Path) -> dict[str, int]:
     backend = RecordedBackend(batch_files.read_answers(path))
     before = len(context.ledger)
     known = {key for key in backend.lines if context.ledger.has(key)}
-    context.backend = lambda _: backend
+    context.backend = lambda endpoint, meter: backend
     names = [step.name for step in engine.plan(context.job)]
     engine.advance(context, "synthetic_judgments" if "synthetic_judgments" in names else "judgments")
     used = {key for key in backend.lines if context.ledger.has(key)}

@@ -266,23 +266,27 @@ def endpoint(url: str, **options: Any) -> Endpoint:
     return Endpoint(**{**common, "attempts": 4, "outage_s": 0.0, **options, "batch": batch})
 
 
-def ask(
+def replies(
     ledger_path: Path, asked: Callable[[], Iterator[Request]], wanted: Endpoint, budget: dict[str, Any] | None = None
-) -> list[Reply]:
+) -> Iterator[Reply]:
     """One run of a job that has one stage."""
     ledger = Ledger(ledger_path)
     try:
         meter = Meter(wanted, ledger, Budget(**(budget or {})))
-        return list(asker(lambda: load(wanted, meter), meter, lambda _: None)(asked, lambda _: ""))
+        yield from asker(lambda: load(wanted, meter), meter, lambda _: None)(asked, lambda _: "")
     finally:
         ledger.close()
+
+
+def ask(*run: Any) -> list[Reply]:
+    return list(replies(*run))
 
 
 def main(ledger: str, url: str, count: str, options: str) -> None:
     wanted = json.loads(options)
     budget, size = wanted.pop("budget", {}), wanted.pop("size", 0)
-    replies = ask(Path(ledger), lambda: requests(int(count), size), endpoint(url, **wanted), budget)
-    answered = sum(reply.response is not None for reply in replies)
+    found = replies(Path(ledger), lambda: requests(int(count), size), endpoint(url, **wanted), budget)
+    answered = sum(reply.response is not None for reply in found)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     sys.stdout.write(json.dumps({"answered": answered, "rss_kb": peak}))
 

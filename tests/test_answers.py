@@ -300,6 +300,18 @@ def test_what_a_line_tells(tmp_path, line, error):
     assert found.about == {}
 
 
+def test_a_spool_keeps_lines_as_a_dict_does(tmp_path):
+    rows = [json.loads(GOOD), failed({"custom_id": "m"}, 500), {"custom_id": "n", "error": "bröken", "miner": {"a": 1}}]
+    found = list(batch_files.read_answers(write(tmp_path / "a.jsonl", rows)))
+    spool, plain = batch_files.Spool(), {line.key: line for line in found}
+    spool.update(plain)
+    spool["k"] = plain["k"] = found[0]._replace(error="later")
+    assert (len(spool), list(spool), dict(spool)) == (3, list(plain), plain)
+    assert (spool.get("absent"), "k" in spool, spool["m"].status_code) == (None, True, 500)
+    del spool["m"]
+    assert sorted(spool) == ["k", "n"]
+
+
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_a_good_answer_beats_a_failure_in_either_order(tmp_path, order):
     rows = [json.loads(GOOD), failed({"custom_id": "k"}, 500)]
@@ -321,5 +333,5 @@ def test_the_recording_tells_what_each_answer_was_about(online, recording):
     for row in found:
         assert set(row["miner"]) == {"task", "prompt", "prompt_version", "query_id", "doc_id"}
     with sqlite3.connect(online.with_suffix(".job") / "ledger.sqlite") as db:
-        assert db.execute("SELECT COUNT(*) FROM answers").fetchone() == (len(found),)
+        assert db.execute("SELECT COUNT(*) FROM requests WHERE state = 'done'").fetchone() == (len(found),)
     db.close()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -65,6 +67,38 @@ def read_downloaded(path: Path) -> Iterator[Line | None]:
             except (ValueError, TypeError, KeyError, RecursionError):
                 if raw.strip():
                     yield None
+
+
+class Spool(MutableMapping[str, Line]):
+    """Lines by key, kept in a temporary file: of each line the memory holds the key and its place."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, tuple[int, int]] = {}
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the spool lives
+        weakref.finalize(self, self._file.close)
+
+    def __setitem__(self, key: str, line: Line) -> None:
+        raw = encode(line)
+        try:
+            start = self._file.seek(0, os.SEEK_END)
+            self._file.write(raw)
+        except OSError as error:
+            raise UserError(f"{tempfile.gettempdir()}: cannot write ({error.strerror}); set TMPDIR") from None
+        self._places[key] = (start, len(raw))
+
+    def __getitem__(self, key: str) -> Line:
+        start, size = self._places[key]
+        self._file.seek(start)
+        return Line(*json.loads(self._file.read(size)))
+
+    def __delitem__(self, key: str) -> None:
+        del self._places[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 def _line(key: str, values: dict[str, Any]) -> Line:
