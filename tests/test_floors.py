@@ -14,7 +14,7 @@ FLOORS = (
     "config config.base config.data config.encoder config.mining config.llm config.export config.job config.load"
     " yaml_file store ledger vector_cache ragged_cache chunks",
     "shingles ranking fusion selection calibration bounds resampling agreement acceptance numbering prompts"
-    " answers prompt_files progress models provider card"
+    " answers prompt_files progress models provider card meter pace"
     " forms defects style audit_checks audit_tables",
     "readers encoders searchers teachers llms exporters",
     "readers.rows readers.pairs readers.beir readers.flagembedding readers.hub readers.training"
@@ -22,16 +22,16 @@ FLOORS = (
     " encoders.remote encoders.services encoders.precomputed encoders.int8 encoders.shape"
     " searchers.dense searchers.bm25 searchers.trec_run searchers.sparse searchers.multivector"
     " teachers.files teachers.cross_encoder"
-    " llms.openai llms.recorded llms.batch_files exporters.flagembedding exporters.sentence_transformers"
+    " llms.openai llms.lanes llms.structured llms.vllm llms.vllm_chat llms.openai_batch llms.batch_desk llms.recorded llms.batch_files exporters.flagembedding exporters.sentence_transformers"
     " exporters.tevatron exporters.beir exporters.plain exporters.files exporters.scores exporters.split exporters.hub",
     "stages stages.corpus stages.vectors stages.m3_vectors stages.retrieved stages.teacher"
     " stages.filters stages.candidates stages.judgments stages.synthetic stages.decisions"
     " stages.export",
     "job firewall golden",
-    "steps mining_steps m3_steps export_steps engine intake calibrate golden_sample calibrate_judge"
+    "steps mining_steps m3_steps export_steps engine intake estimate tidy calibrate golden_sample calibrate_judge"
     " prompt_eval prompt_diff"
     " audit audit_fix audit_estimate",
-    "views template commands commands.audit commands.common commands.golden commands.calibrate_judge"
+    "views template commands commands.audit commands.common commands.ledger commands.golden commands.calibrate_judge"
     " commands.prompt commands.prompt_views cli __main__",
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
@@ -89,7 +89,14 @@ SIDEWAYS = {
     "encoders.onnx": "encoders.files encoders.int8 encoders.shape encoders.torch",
     "encoders.torch": "encoders.files encoders.shape",
     "llms.batch_files": "readers.rows",
+    "llms.lanes": "llms.structured",
+    "llms.openai": "llms.lanes llms.structured",
+    "estimate": "engine steps",
+    "tidy": "engine steps",
+    "commands.ledger": "commands.common",
     "llms.recorded": "llms.batch_files",
+    "llms.batch_desk": "llms.batch_files",
+    "llms.openai_batch": "llms.batch_desk llms.batch_files llms.openai",
     "mining_steps": "steps searchers.dense searchers.bm25 searchers.trec_run",
     "m3_steps": "steps mining_steps searchers.sparse searchers.multivector",
     "exporters.flagembedding": "exporters.files",
@@ -106,7 +113,8 @@ SIDEWAYS = {
     "teachers.cross_encoder": "teachers.files encoders.onnx",
     "intake": "engine steps llms.batch_files llms.recorded",
     "views": "readers.rows",
-    "cli": "views template llms.batch_files",
+    "cli": "views template llms.batch_files commands.audit commands.common commands.ledger commands.golden"
+    " commands.calibrate_judge commands.prompt",
     "__main__": "cli",
 }
 HEAVY = {
