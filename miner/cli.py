@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from miner.commands import audit, calibrate_judge, golden, ledger, prompt
 from miner.commands.common import AsJson, JobFile, Overrides, load, print_json, resumable
 from miner.errors import MinerError, UserError
 
@@ -24,6 +25,12 @@ app = typer.Typer(
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Ask again what an earlier run gave up for good.")]
 calibrate = typer.Typer(help="Choose settings by measurement on judged data.", no_args_is_help=True)
 app.add_typer(calibrate, name="calibrate")
+app.add_typer(ledger.app, name="ledger")
+app.add_typer(prompt.app, name="prompt")
+app.add_typer(golden.app, name="golden")
+app.command()(ledger.estimate)
+app.command()(audit.audit)
+calibrate.command()(calibrate_judge.judge)
 # The class of all wrong arguments: Typer has no name for it, and carries its own copy of click or not, by version.
 USAGE_ERROR: Any = typer.BadParameter.__base__
 

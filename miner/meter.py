@@ -129,6 +129,8 @@ class Meter:
         except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
             reason = " ".join(str(error).split())[:120]
             raise UserError(f"llm.tokenizer {name}: cannot be loaded ({reason}); name a tokenizer.json") from None
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
         return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
 
     def prompt_tokens(self, body: dict[str, Any], at_most: bool = False) -> int:

@@ -176,7 +176,7 @@ def gather(path: Path, cache: VectorCache, wanted: Array, dimension: int) -> Non
 
 def run_judgments(run: Context, work: Path) -> Done:
     total = sum(_pool(part).num_rows for part in run.parts("candidates", "part"))
-    return _judge(run, work, lambda: _pool_pairs(run), total, "judge")
+    return _judge(run, work, lambda: pool_pairs(run), total, "judge")
 
 
 def _pool(part: Path) -> pa.Table:
@@ -197,7 +197,7 @@ def references(run: Context) -> dict[str, str]:
     return {query_id: rank[1] for query_id, rank in best.items()}
 
 
-def _pool_pairs(run: Context) -> Iterator[judgments.Pair]:
+def pool_pairs(run: Context) -> Iterator[judgments.Pair]:
     reference = references(run)
     for part in run.parts("candidates", "part"):
         pool = _pool(part)
@@ -260,12 +260,12 @@ def _warn(run: Context, what: str, missing: Counter[str]) -> None:
 
 
 def run_synthetic(run: Context, work: Path) -> Done:
-    demands = _demands(run)
+    wanted = demands(run)
     counts: dict[str, Counter[str]] = {"status": Counter(), "copy_of": Counter(), "tokens": Counter()}
     missing: Counter[str] = Counter()
-    with run.asking("generator", "generate", len(demands)) as ask:
+    with run.asking("generator", "generate", len(wanted)) as ask:
         table = synthetic.run(
-            lambda: iter(demands), run.prompt("generator"), run.endpoint("generator"), run.job.generator, ask
+            lambda: iter(wanted), run.prompt("generator"), run.endpoint("generator"), run.job.generator, ask
         )
     table = synthetic.mark_copies(table, texts(run.table("corpus", "passages")))
     if any(table.column("text").to_pylist()):
@@ -276,27 +276,27 @@ def run_synthetic(run: Context, work: Path) -> Done:
     return Done({"rows": table.num_rows, **_plain(counts)}, complete=not missing)
 
 
-def _demands(run: Context) -> list[synthetic.Demand]:
+def demands(run: Context, judged: bool = True) -> list[synthetic.Demand]:
+    """What the generator is to write. judged: false where the judge has not answered yet: then the most it may be."""
     reference, wanted = references(run), run.job.mining.negatives
     found = []
-    for part, judged in judged_parts(run):
-        table = store.read_table(part)
-        taken = Counter(
-            q
-            for q, slot in zip(
-                table.column("query_id").to_pylist(), ranking.slots(table, judged, wanted).tolist(), strict=True
-            )
-            if slot
-        )
-        if judged is not None:
-            # An answer that is still to come may admit its passage, so nothing is written in its place yet.
-            taken.update(judged.filter(pc.equal(judged.column("status"), "missing")).column("query_id").to_pylist())
+    for part, answers in judged_parts(run) if judged else ((part, None) for part in run.parts("candidates", "part")):
+        taken = _taken(store.read_table(part), answers, wanted) if judged else Counter[str]()
         for query_id in sorted(set(positives_of(part).column("query_id").to_pylist())):
             count = synthetic.wanted(wanted - taken[query_id], wanted, run.job.generator)
             for facet in synthetic.facets(int(content_id(query_id), 16), count, run.job.generator):
                 doc_id = reference[query_id]
                 found.append(synthetic.Demand(query_id, run.queries[query_id], doc_id, run.passages[doc_id], facet))
     return found
+
+
+def _taken(table: pa.Table, judged: pa.Table | None, wanted: int) -> Counter[str]:
+    """Mined negatives by query. An answer that is still to come may admit its passage, so it counts as one."""
+    slots = ranking.slots(table, judged, wanted).tolist()
+    taken = Counter(q for q, slot in zip(table.column("query_id").to_pylist(), slots, strict=True) if slot)
+    if judged is not None:
+        taken.update(judged.filter(pc.equal(judged.column("status"), "missing")).column("query_id").to_pylist())
+    return taken
 
 
 def positives_of(part: Path) -> pa.Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -45,6 +46,13 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def unused_name(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3, … that is not there; the suffixes stay."""
+    stem, dot, suffixes = path.name.partition(".")
+    names = (path.with_name(f"{stem}{f'-{n}' if n > 1 else ''}{dot}{suffixes}") for n in itertools.count(1))
+    return next(name for name in names if not name.exists())
 
 
 def write_text(path: Path, text: str) -> None:

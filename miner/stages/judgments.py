@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -34,16 +35,19 @@ class Pair:
 def run(pairs: Any, prompt: prompts.Prompt, endpoint: Endpoint, judge: Judge, ask: Ask) -> Iterator[pa.Table]:
     """One JUDGMENTS row per pair, in order. pairs: a function that starts the iteration anew at each call."""
 
-    def requests() -> Iterator[Request]:
-        return (_request(pair, prompt, endpoint, judge) for pair in pairs())
-
     rows: list[dict[str, Any]] = []
-    for pair, reply in zip(pairs(), ask(requests, form_check(prompt)), strict=True):
+    asked = partial(requests, pairs, prompt, endpoint, judge)
+    for pair, reply in zip(pairs(), ask(asked, form_check(prompt)), strict=True):
         rows.append(_row(pair, reply, prompt, judge))
         if len(rows) == BATCH:
             yield pa.Table.from_pylist(rows, JUDGMENTS)
             rows = []
     yield pa.Table.from_pylist(rows, JUDGMENTS)
+
+
+def requests(pairs: Any, prompt: prompts.Prompt, endpoint: Endpoint, judge: Judge) -> Iterator[Request]:
+    """What is asked of each pair, in order."""
+    return (_request(pair, prompt, endpoint, judge) for pair in pairs())
 
 
 def _request(pair: Pair, prompt: prompts.Prompt, endpoint: Endpoint, judge: Judge) -> Request:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -47,12 +48,10 @@ def run(
 ) -> pa.Table:
     """One SYNTHETIC row per demand, in order."""
 
-    def requests() -> Iterator[Request]:
-        return (_request(demand, prompt, endpoint, generator) for demand in demands())
-
+    asked_for = partial(requests, demands, prompt, endpoint, generator)
     rows = []
     seen: set[tuple[str, str]] = set()
-    for demand, reply in zip(demands(), ask(requests, form_check(prompt)), strict=True):
+    for demand, reply in zip(demands(), ask(asked_for, form_check(prompt)), strict=True):
         asked = reply.request
         parsed = prompts.read_answer(reply.response, prompt.front.answer_schema, reply.error)
         text = parsed.value.get("passage", "").strip()
@@ -72,6 +71,13 @@ def run(
             }
         )
     return pa.Table.from_pylist(rows, SYNTHETIC)
+
+
+def requests(
+    demands: Callable[[], Iterator[Demand]], prompt: prompts.Prompt, endpoint: Endpoint, generator: Generator
+) -> Iterator[Request]:
+    """What is asked for each demand, in order."""
+    return (_request(demand, prompt, endpoint, generator) for demand in demands())
 
 
 def _request(demand: Demand, prompt: prompts.Prompt, endpoint: Endpoint, generator: Generator) -> Request:
