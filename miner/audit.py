@@ -22,7 +22,7 @@ from miner.readers import training
 from miner.readers.training import Source
 
 BATCH = 512
-LENGTH_DIFFERENCE, FALSE_NEGATIVES = 0.5, 0.05
+LENGTH_DIFFERENCE, FALSE_NEGATIVES, RANDOM = 0.5, 0.05, 0.25
 Read = tuple[int, Example, list[bytes]]
 
 
@@ -273,6 +273,8 @@ def _estimate(
         above = found["shares"]["above the positive"]
         if above["low"] > FALSE_NEGATIVES:
             scan.found.add("D03", -1, value=_interval(above))
+        if found["shares"]["no closer than a random passage"]["low"] > RANDOM:
+            scan.found.add("D05", -1, value=_interval(found["shares"]["no closer than a random passage"]))
     if options.judge_sample:
         graded = audit_estimate.by_judge(job, sample[: options.judge_sample])
         measured["judge"] = graded

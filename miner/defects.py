@@ -93,6 +93,7 @@ DEFECTS = {
     "D02": Defect("warning", "style tells positives and negatives apart"),
     "D03": Defect("warning", "negatives closer to the query than its positive: estimate of false negatives"),
     "D04": Defect("warning", "negatives that the judge finds relevant: estimate of false negatives"),
+    "D05": Defect("warning", "negatives no closer to the query than random passages: padding, or too deep"),
 }
 
 MAX_CHARS = 20_000

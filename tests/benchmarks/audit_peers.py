@@ -143,6 +143,7 @@ def negatives(path: Path) -> Iterator[tuple[str, str]]:
 
 def audit(args: argparse.Namespace, name: str, path: Path, truth: dict[str, set[str]]) -> None:
     command = [sys.executable, "-m", "miner", "audit", path, "--json", "--job", args.out / "job.yaml"]
+    command += ["--sample", args.sample]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode > 1:
         raise SystemExit(done.stderr)
@@ -150,8 +151,8 @@ def audit(args: argparse.Namespace, name: str, path: Path, truth: dict[str, set[
     pairs = list(negatives(path))
     false = sum(text in truth[query] for query, text in pairs)
     say(f"\n### {name}\n")
-    say(f"{found['rows']:,} rows, {len(pairs):,} negatives; exit code {done.returncode}. Known relevant after all:")
-    say(f"{false:,} ({false / max(1, len(pairs)):.1%}).\n")
+    say(f"{found['rows']:,} rows, {len(pairs):,} negatives; exit code {done.returncode}.")
+    say(f"Known as relevant by the qrels: {false:,} ({false / max(1, len(pairs)):.1%}).\n")
     say("| code | severity | finding | count | first |\n|---|---|---|---|---|")
     for finding in found["findings"]:
         told = [finding["code"], finding["severity"], finding["what"], f"{finding['count']:,}", first(finding)]
@@ -174,6 +175,7 @@ def main() -> None:
     parser.add_argument("--hn-mine", type=Path, required=True, help="FlagEmbedding's script")
     parser.add_argument("--peer-python", type=Path, default=Path(sys.executable))
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--sample", type=int, default=60, help="queries that the encoder looks at")
     parser.add_argument("--st", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.st:
