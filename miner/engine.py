@@ -13,7 +13,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from miner import encoders, firewall, llms, m3_steps, mining_steps, readers, steps, store, teachers
+from miner import (
+    encoders,
+    firewall,
+    generate_steps,
+    judge_steps,
+    llms,
+    m3_steps,
+    mining_steps,
+    readers,
+    steps,
+    store,
+    teachers,
+)
 from miner.config import Job, Retriever
 from miner.errors import UserError
 from miner.export_steps import run_decisions, run_export
@@ -156,9 +168,9 @@ def plan(job: Job) -> list[Step]:
         Step("corpus", (), _corpus, steps.run_corpus),
         Step("vectors", ("corpus",), _vectors, m3_steps.run_vectors if job.token_outputs else steps.run_vectors),
         *_mining(job),
-        Step("judgments", ("corpus", "candidates"), _judge, steps.run_judgments),
-        Step("synthetic", ("corpus", "vectors", "candidates", "judgments"), _generate, steps.run_synthetic),
-        Step("synthetic_judgments", ("corpus", "candidates", "synthetic"), _judge, steps.run_synthetic_judgments),
+        Step("judgments", ("corpus", "candidates"), _judge, judge_steps.run_judgments),
+        Step("synthetic", ("corpus", "vectors", "candidates", "judgments"), _generate, generate_steps.run_synthetic),
+        Step("synthetic_judgments", ("corpus", "candidates", "synthetic"), _judge, judge_steps.run_synthetic_judgments),
         Step("decisions", ("candidates", *judged, *written), _decisions, run_decisions, format=2),
         Step("export", ("corpus", "candidates", *judged, *written, "decisions"), _export, run_export, format=2),
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from miner import engine, steps
+from miner import engine, generate_steps, judge_steps
 from miner.ledger import Request
 from miner.meter import Meter, completion_limit, dollars
 from miner.stages import judgments, synthetic
@@ -37,7 +37,7 @@ def _judge(context: Context) -> Row:
     prompt, endpoint, settings = context.prompt("judge"), context.endpoint("judge"), context.job.judge
 
     def requests() -> Iterator[Request]:
-        return judgments.requests(lambda: steps.pool_pairs(context), prompt, endpoint, settings)
+        return judgments.requests(lambda: judge_steps.pool_pairs(context), prompt, endpoint, settings)
 
     return {"stage": "judge", "at_most": False, **_stage(context, "judge", requests)}
 
@@ -47,7 +47,7 @@ def _generator(context: Context, judge: Row) -> list[Row]:
     prompt, endpoint, settings = context.prompt("generator"), context.endpoint("generator"), context.job.generator
     if judged:
         engine.advance(context, "judge")
-    demands = steps.demands(context, judged)
+    demands = generate_steps.demands(context, judged)
 
     def requests() -> Iterator[Request]:
         return synthetic.requests(lambda: iter(demands), prompt, endpoint, settings)

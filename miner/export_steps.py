@@ -16,9 +16,11 @@ from miner import exporters, store
 from miner.card import card
 from miner.config import Job
 from miner.exporters import scores, split
+from miner.generate_steps import positives_of
+from miner.judge_steps import judged_parts
 from miner.records import TEXT
 from miner.stages import decisions, export
-from miner.steps import Context, Done, judged_parts, positives_of
+from miner.steps import Context, Done
 
 Facts = dict[str, Any]
 # What the plain and the training files need of the decisions; the other columns are read for provenance alone.
@@ -249,7 +251,7 @@ def _portable(value: Any) -> Any:
 
 
 def _settings(job: Job) -> dict[str, str]:
-    """The thresholds, flat: all of mining and filters that is set, the judge's and the generator's where they are on."""
+    """The thresholds, flat: all that is set of mining and filters, and of judge and generator where they are on."""
     names = ["mining", "filters", *(n for n in ("judge", "generator") if getattr(job, n).enabled)]
     wanted: Any = {"data": {"relevant_from"}, **dict.fromkeys(names, True)}
     return dict(_flat("", _portable(job.model_dump(mode="json", include=wanted))))

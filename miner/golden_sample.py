@@ -11,7 +11,8 @@ import numpy as np
 from miner import engine, golden, store
 from miner.errors import UserError
 from miner.golden import Golden
-from miner.steps import Context, references
+from miner.judge_steps import references
+from miner.steps import Context
 
 Array = np.ndarray[Any, Any]
 APART = 0.5

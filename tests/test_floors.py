@@ -22,13 +22,15 @@ FLOORS = (
     " encoders.remote encoders.services encoders.precomputed encoders.int8 encoders.shape"
     " searchers.dense searchers.bm25 searchers.trec_run searchers.sparse searchers.multivector"
     " teachers.files teachers.cross_encoder"
-    " llms.openai llms.lanes llms.structured llms.vllm llms.vllm_chat llms.openai_batch llms.batch_desk llms.recorded llms.batch_files exporters.flagembedding exporters.sentence_transformers"
+    " llms.openai llms.lanes llms.structured llms.vllm llms.vllm_chat llms.openai_batch llms.batch_desk"
+    " llms.recorded llms.batch_files exporters.flagembedding exporters.sentence_transformers"
     " exporters.tevatron exporters.beir exporters.plain exporters.files exporters.scores exporters.split exporters.hub",
     "stages stages.corpus stages.vectors stages.m3_vectors stages.retrieved stages.teacher"
     " stages.filters stages.candidates stages.judgments stages.synthetic stages.decisions"
     " stages.export",
     "job firewall golden",
-    "steps mining_steps m3_steps export_steps engine intake estimate tidy calibrate golden_sample calibrate_judge"
+    "steps mining_steps m3_steps judge_steps generate_steps export_steps engine intake estimate tidy calibrate"
+    " golden_sample calibrate_judge"
     " prompt_eval prompt_diff"
     " audit audit_fix audit_estimate",
     "views template commands commands.audit commands.common commands.ledger commands.golden commands.calibrate_judge"
@@ -69,7 +71,7 @@ SIDEWAYS = {
     "audit_estimate": "engine",
     "commands.audit": "commands.common readers.rows",
     "golden": "readers.rows",
-    "golden_sample": "engine steps",
+    "golden_sample": "engine steps judge_steps",
     "calibrate_judge": "steps",
     "commands.golden": "commands.common",
     "commands.calibrate_judge": "commands.common commands.golden",
@@ -91,9 +93,12 @@ SIDEWAYS = {
     "llms.batch_files": "readers.rows",
     "llms.lanes": "llms.structured",
     "llms.openai": "llms.lanes llms.structured",
-    "estimate": "engine steps",
+    "judge_steps": "steps",
+    "generate_steps": "steps judge_steps",
+    "estimate": "engine steps judge_steps generate_steps",
     "tidy": "engine steps",
     "commands.ledger": "commands.common",
+    "llms.vllm": "llms.vllm_chat",
     "llms.recorded": "llms.batch_files",
     "llms.batch_desk": "llms.batch_files",
     "llms.openai_batch": "llms.batch_desk llms.batch_files llms.openai",
@@ -105,8 +110,8 @@ SIDEWAYS = {
     "exporters.beir": "exporters.files",
     "exporters.plain": "exporters.files",
     "exporters.files": "config.export",
-    "export_steps": "steps exporters.scores exporters.split",
-    "engine": "steps mining_steps m3_steps export_steps",
+    "export_steps": "steps judge_steps generate_steps exporters.scores exporters.split",
+    "engine": "steps mining_steps m3_steps judge_steps generate_steps export_steps",
     "calibrate": "engine steps mining_steps readers.rows",
     "teachers": "teachers.files",
     "teachers.files": "encoders.files",
