@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from email.utils import formatdate
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,12 @@ def is_repair(body: dict[str, Any]) -> bool:
     return any(message["role"] == "assistant" for message in body["messages"])
 
 
+def is_probe(body: dict[str, Any]) -> bool:
+    """No work of a job: a backend wants to know whether the server is alive, and what forms of answers it takes."""
+    text = question(body)
+    return not text.startswith("<") and not FENCED.search(text)
+
+
 def question(body: dict[str, Any]) -> str:
     """The first thing that the user says: a repair repeats it."""
     return next((m["content"] for m in body["messages"] if m["role"] == "user"), "")
@@ -100,7 +107,7 @@ def answer(body: dict[str, Any]) -> str:
     """The right answer, from the question alone."""
     text = question(body)
     asked = {"messages": [{"content": text}]}
-    if not text.startswith("<") and not FENCED.search(text):  # a probe of the form, which asks for something else
+    if is_probe(body):
         schema = schema_of(body)
         return json.dumps({name: EXAMPLES[schema["properties"][name]["type"]] for name in schema["required"]})
     if FENCED.search(text):  # the prompt of a real job
@@ -177,11 +184,11 @@ class Script:
     """What the server does. Every field can be changed while it runs.
 
     share of the tries meet one of `faults`, but none after the first `most` tries of a request. nature_share of the
-    requests get one of `natures`, for ever. plans: [{"where": text in the question, "after": requests seen before,
-    "replies": one for each try, "forever": the last one again and again}], the first that fits goes before the rest.
-    concurrent, rate: more gets a 429 (rate: requests a second, from a bucket that holds `burst`); announce: each reply
-    has x-ratelimit headers. takes: forms of answers that the server knows, null: all; refuses_with: status for others.
-    ignores: forms that it takes and does not keep to.
+    requests get one of `natures`, for ever; a repair mends "broken". plans: [{"where": text in the question, "after":
+    requests seen before, "replies": one for each try, "forever": the last one again and again, "repairs": for repairs
+    too}], the first that fits goes before the rest. concurrent, rate: more gets a 429 (rate: requests a second, from a
+    bucket that holds `burst`); announce: each reply has x-ratelimit headers. takes: forms of answers that the server
+    knows, null: all; refuses_with: status for others; ignores: forms that it takes and does not keep to.
     """
 
     seed: int = 0
@@ -216,21 +223,38 @@ class Script:
     def choice(self, key: str, nth: int, body: dict[str, Any], seen: int) -> str:
         """What the n-th try (from 0) of a request gets: the name of a fault, or "ok"."""
         for plan in self.plans:
+            if is_repair(body) and not plan.get("repairs"):
+                continue
             if plan.get("where", "") in question(body) and seen >= plan.get("after", 0):
                 replies = plan["replies"]
                 if nth < len(replies) or plan.get("forever"):
                     return str(replies[min(nth, len(replies) - 1)])
                 break
+        nature = "ok" if is_probe(body) else self._nature(body)
         if nth < self.most and self.chance(key, nth) < self.share:
-            return self.faults[int(self.chance("which", key, nth) * len(self.faults))]
-        if self.natures and not is_repair(body) and self.chance("nature", key) < self.nature_share:
-            return self.natures[int(self.chance("which nature", key) * len(self.natures))]
-        return "ok"
+            fault = self.faults[int(self.chance("which", key, nth) * len(self.faults))]
+            return nature if fault == "slow" and nature != "ok" else fault
+        return nature
+
+    def _nature(self, body: dict[str, Any]) -> str:
+        """The answer that the model has for a request, at every try: good, or of one bad kind."""
+        first = digest({"messages": body["messages"][:2]})  # of a repair: what it repairs
+        nature = "ok"
+        if self.natures and self.chance("nature", first) < self.nature_share:
+            nature = self.natures[int(self.chance("which nature", first) * len(self.natures))]
+        return "ok" if is_repair(body) and nature != "broken_always" else nature
 
 
 # ---------------------------------------------------------------- the replies
 
 Parts = tuple[int, dict[str, str], bytes]
+# How servers word it.
+TOO_LONG = {
+    "too_long_openai": "This model's maximum context length is 128000 tokens. However, your messages have 129000.",
+    "too_long_llama": "the request exceeds the available context size. try increasing the context size",
+    "too_long_vllm": "The decoder prompt (length 9000) is longer than the maximum model length of 4096.",
+    "too_long_anthropic": "prompt is too long: 210000 tokens > 200000 maximum",
+}
 
 
 def _status(status: int, message: str, headers: dict[str, str] | None = None, **more: Any) -> Parts:
@@ -239,6 +263,7 @@ def _status(status: int, message: str, headers: dict[str, str] | None = None, **
 
 def refusals(script: Script, body: dict[str, Any]) -> dict[str, Callable[[], Parts]]:
     """Name -> status, headers and content of the replies that are no answers."""
+    long = {name: partial(_status, 400, words) for name, words in TOO_LONG.items()}
     soon = f"{script.retry_after_s:g}"
     milliseconds = f"{script.retry_after_s * 1000:.0f}ms"
     reset = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": milliseconds}
@@ -251,6 +276,7 @@ def refusals(script: Script, body: dict[str, Any]) -> dict[str, Callable[[], Par
         "too_long": lambda: _status(
             400, "the model's context has 4096 tokens, the request more", code="context_length_exceeded"
         ),
+        **long,
         "404_model": lambda: _status(404, "The model `toy` does not exist", code="model_not_found"),
         "quota": lambda: _status(429, "You exceeded your current quota", code="insufficient_quota"),
         "malformed": lambda: (200, {}, b"<html>welcome</html>"),
@@ -295,6 +321,7 @@ class Seen:
     arrived: list[float] = field(default_factory=list)
     completed: int = 0
     charged: int = 0
+    probe: bool = False
 
 
 @dataclass
@@ -337,7 +364,7 @@ class State:
         }
 
     def summary(self) -> dict[str, Any]:
-        names = ("arrivals", "completed", "wasted", "prompt_tokens", "completion_tokens")
+        names = ("arrivals", "completed", "wasted", "probes", "prompt_tokens", "completion_tokens")
         more = {"in_flight": self.in_flight, "peak": self.peak, "now": time.monotonic(), "last_at": self.last_at}
         return {name: self.counts[name] for name in names} | more
 
@@ -345,6 +372,7 @@ class State:
         keys = {
             key: {"arrived": seen.arrived, "completed": seen.completed, "charged": seen.charged}
             for key, seen in self.seen.items()
+            if not seen.probe
         }
         more = {"kinds": self.kinds, "forms": self.forms, "drops": self.drops, "keys": keys}
         return self.summary() | more
@@ -402,14 +430,21 @@ class Connection(asyncio.Protocol):
         state = self.state
         self.key, self.busy = digest(body), True
         now = time.monotonic()
-        seen = state.seen.setdefault(self.key, Seen())
+        seen = state.seen.setdefault(self.key, Seen(probe=is_probe(body)))
         state.in_flight += 1
         state.peak = max(state.peak, state.in_flight)
-        state.counts["arrivals"] += 1
-        state.forms[form_of(body)] += 1
+        if is_probe(body):
+            state.counts["probes"] += 1
+        else:
+            state.counts["arrivals"] += 1
+            state.forms[form_of(body)] += 1
         state.last_at = now
         full = not state.admits()
-        kind = "full" if full else state.script.choice(self.key, len(seen.arrived), body, state.counts["arrivals"] - 1)
+        kind = (
+            "full"
+            if full
+            else state.script.choice(self.key, len(seen.arrived), body, state.counts["arrivals"] - (not is_probe(body)))
+        )
         # A request that found no room never met its fault: the next try does.
         if not full:
             seen.arrived.append(now)
@@ -474,7 +509,7 @@ class Connection(asyncio.Protocol):
             return
         if seen is not None:
             seen.completed += 1
-            self.state.counts["completed"] += 1
+            self.state.counts["probes_completed" if seen.probe else "completed"] += 1
         self._done()  # before the reply: the client may ask again as soon as it has this one
         self.transport.write(_head(status, headers, len(content)) + content)
 
@@ -520,7 +555,10 @@ class Watched:
         return found
 
     def counts(self) -> dict[str, Any]:
-        """arrivals, completed, wasted (429), prompt_tokens, completion_tokens (charged), in_flight, peak, now."""
+        """arrivals, completed, wasted (429), probes, prompt_tokens, completion_tokens, in_flight, peak, now.
+
+        A probe is no arrival and is not completed. Tokens are charged for whatever the model worked on, probes too.
+        """
         return self._call("GET", "/counts")
 
     def stats(self) -> dict[str, Any]:
