@@ -79,12 +79,15 @@ def test_a_limit_of_50_at_once_and_200_a_second_is_found_in_20_s(tmp_path, delay
 
 
 def test_only_refusals_for_the_rate_make_it_slower(tmp_path):
-    """Errors of the server say nothing of its limit: a fifth of the tries fail, and the window stays open."""
+    """Errors of the server say nothing of its limit: a fifth of the tries fail, and the window stays open.
+
+    A window that each of them cut like a 429 would stay below ten.
+    """
     with Spawned(delay_s=0.3, share=0.2, faults=["500", "reset", "malformed"]) as server:
         run = endless(tmp_path, server, concurrency=40)
         try:
             server.until(lambda counts: counts["completed"] > 200)
-            assert max(Watch(server).last["in_flight"] for _ in range(20) if not time.sleep(0.02)) >= 32
+            assert max(Watch(server).last["in_flight"] for _ in range(20) if not time.sleep(0.02)) >= 16
         finally:
             stop(run)
 
@@ -100,7 +103,9 @@ def test_a_fixed_rate_is_never_passed(tmp_path):
             stop(run)
         arrived = sorted(seen["arrived"][0] for seen in server.stats()["keys"].values())
     assert 14 < lap["asked"] < 22
-    assert max(sum(at <= other < at + 1 for other in arrived) for at in arrived) <= 22
+    assert len(arrived) - 1 <= 20 * (arrived[-1] - arrived[0]) + 3
+    # A turn of the loop that comes late, on a busy machine, sends a few together.
+    assert max(sum(at <= other < at + 1 for other in arrived) for at in arrived) <= 30
 
 
 def test_a_slow_server_is_not_taken_for_a_full_one(tmp_path):
@@ -128,11 +133,11 @@ def peak_kib(folder: Path, server: Watched, count: int, chars: int) -> int:
 
 
 def test_memory_does_not_grow_with_the_requests(tmp_path):
-    """Bodies of 8 KB: ten times as many would take 25 MB more if they were gathered."""
+    """Bodies of 16 KB: ten times as many would take 29 MB more if they were gathered."""
     with Spawned() as server:
-        few = peak_kib(tmp_path / "few", server, 350, 8000)
-        many = peak_kib(tmp_path / "many", server, 3500, 8000)
-    assert many - few < 10_000, f"{few} KiB for 350 requests, {many} KiB for 3,500"
+        few = peak_kib(tmp_path / "few", server, 200, 16000)
+        many = peak_kib(tmp_path / "many", server, 2000, 16000)
+    assert many - few < 10_000, f"{few} KiB for 200 requests, {many} KiB for 2,000"
 
 
 @pytest.mark.slow
