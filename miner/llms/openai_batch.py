@@ -318,18 +318,16 @@ class _Wave:
         self.left += [kept] if kept else []
         if intent.input_file:
             self.desk.delete(intent.input_file)
-        lacking = kept.lines if kept else 0
-        log.info("batch %s %s: %d of %d answered, %d to ask again", *self._counts(intent, batch, rows, lacking))
+        self._tell(intent, batch, len(rows), kept.lines if kept else 0)
         if refused and code != FULL_QUEUE:
             raise ProviderStop(f"batch {intent.batch} was refused as a whole ({refused}); mend the job and run again")
         if stops:
             raise ProviderStop(f"the provider refuses every request ({stops[0]}); check key, quota and model")
         return not refused
 
-    def _counts(
-        self, intent: Intent, batch: Batch, rows: dict[str, Row], lacking: int
-    ) -> tuple[str, str, int, int, int]:
-        return intent.batch, batch.status, intent.lines - len(rows), intent.lines, lacking
+    def _tell(self, intent: Intent, batch: Batch, unanswered: int, again: int) -> None:
+        answered = f"{intent.lines - unanswered} of {intent.lines} answered"
+        log.info("batch %s %s: %s, %d to ask again", intent.batch, batch.status, answered, again)
 
     def _take_answers(self, intent: Intent, batch: Batch, rows: dict[str, Row], deliver: Done) -> dict[str, Line]:
         """Deliver each answer and take its row out of `rows`. Returns the failures, by key."""
