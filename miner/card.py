@@ -31,10 +31,8 @@ def card(facts: Facts) -> str:
     Texts from outside are cleaned of control characters and escaped, so that none becomes a heading, a link or HTML.
     """
     front = yaml.safe_dump(_front(facts), sort_keys=False, allow_unicode=True, default_flow_style=False, width=1000)
-    places: dict[str, list[str]] = {}
-    for name, _, path in facts["files"]:
-        places.setdefault(name, []).append(f"`{path}`")
-    more = {"places": {name: ", ".join(found) for name, found in places.items()}, "losses": LOSSES}
+    calls = {name: _opened(facts["files"], name) for name in facts["rows"]}
+    more = {"calls": calls, "listed": [file[0] for file in _listed(facts["files"])], "losses": LOSSES}
     body = _environment().from_string(TEMPLATE).render(**facts, **more, no_judge=NO_JUDGE, no_style=NO_STYLE)
     return f"---\n{front}---\n\n{body}\n"
 
@@ -82,12 +80,38 @@ def _front(facts: Facts) -> Facts:
     found["size_categories"] = [size_category(max(facts["rows"].values(), default=0))]
     found["tags"] = ["hard-negatives", "information-retrieval"]
     configs: dict[str, list[dict[str, str]]] = {}
-    for name, split, path in facts["files"]:
+    for name, split, path in _listed(facts["files"]):
         configs.setdefault(name, []).append({"split": split, "path": path})
     found["configs"] = [{"config_name": name, "data_files": files} for name, files in configs.items()]
     if found["configs"]:
         found["configs"][0]["default"] = True
     return found
+
+
+def _listed(files: list[Any]) -> list[Any]:
+    """Files of one kind: `datasets` opens all configurations of a repository with the builder of the first one's files.
+
+    Parquet where there are training files of that kind, else the kind of the first format.
+    """
+    builders = [opener(path)[0] for _, _, path in files]
+    parquet = any(b == "parquet" and f[0] != "provenance" for b, f in zip(builders, files, strict=True))
+    wanted = "parquet" if parquet else builders[0]
+    return [file for builder, file in zip(builders, files, strict=True) if builder == wanted]
+
+
+def opener(path: str) -> tuple[str, dict[str, str]]:
+    """The builder of `datasets.load_dataset` that reads a file, and its further arguments."""
+    if path.endswith(".tsv"):
+        return "csv", {"sep": "\t"}
+    return ("parquet" if path.endswith(".parquet") else "json"), {}
+
+
+def _opened(files: list[Any], name: str) -> str:
+    """The call that opens one configuration's files, run in their folder."""
+    paths = {split: path for found, split, path in files if found == name}
+    builder, more = opener(next(iter(paths.values())))
+    words = "".join(f", {key}={value!r}" for key, value in more.items())
+    return f"load_dataset({builder!r}, data_files={paths!r}{words})"
 
 
 def size_category(rows: int) -> str:
@@ -117,13 +141,14 @@ miner {{ reproduce.miner | md }}.
 
 ## Files
 
-| configuration | rows | files |
+| name | rows | opened in this folder with |
 |---|---|---|
 {% for name, count in rows.items() %}
-| `{{ name }}` | {{ count | number }} | {{ places[name] }} |
+| `{{ name }}` | {{ count | number }} | `{{ calls[name] }}` |
 {% endfor %}
 
-    datasets.load_dataset(FOLDER_OR_REPOSITORY, {{ (rows.keys() | first) | py }})
+From the hub, `load_dataset("OWNER/NAME", "{{ listed[0] }}")` opens {{ listed | unique | join(", ") }};
+of the others write the paths as `hf://datasets/OWNER/NAME/PATH`.
 
 {% if exported.dev_queries %}
 The `dev` files hold whole clusters of queries: queries that share a positive, or whose words are nearly the same, are

@@ -122,7 +122,9 @@ class Block:
         return len(self.ids)
 
     def cut(self) -> Iterator[Block]:
-        """The same queries in blocks of at most ITEMS passages, or one query."""
+        """The same queries in blocks of at most ITEMS passages, or one query; an empty block where all were lost."""
+        if not len(self) and self.lost:
+            yield self
         sides = [side.offsets(len(self)) for side in (self.positives, self.negatives)]
         for some in spans(np.diff(sides[0]) + np.diff(sides[1]), ITEMS):
             low, high = some.start, some.stop

@@ -8,7 +8,6 @@ and their qrels are left out and counted. Shards and packing are not read by its
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,16 +61,19 @@ def _qrels(path: Path, blocks: Blocks) -> tuple[int, int]:
     def fill(part: Path) -> None:
         nonlocal count, left_out
         with part.open("w", encoding="utf-8", newline="") as out:
-            # BEIR reads with csv's quotes, so that an id may hold a tab.
-            table = csv.writer(out, delimiter="\t", lineterminator="\n")
-            table.writerow(["query-id", "corpus-id", "score"])
+            out.write("query-id\tcorpus-id\tscore\n")
             for block in blocks():
                 rows, without = _judged(block)
-                table.writerows(rows)
+                out.writelines(f"{_cell(query)}\t{_cell(passage)}\t{grade}\n" for query, passage, grade in rows)
                 count, left_out = count + len(rows), left_out + without
 
     replace(path, fill)
     return count, left_out
+
+
+def _cell(value: str) -> str:
+    """BEIR reads with the quotes of Python's csv, so an id may hold a tab; csv's own writer forgets carriage returns."""
+    return f'"{value.replace(chr(34), chr(34) * 2)}"' if not {*'\t\r\n"'}.isdisjoint(value) else value
 
 
 def _judged(block: Block) -> tuple[list[tuple[str, str, int]], int]:
