@@ -29,8 +29,7 @@ def by_encoder(
     distinct = list(dict.fromkeys(sides[0] + sides[1]))
     vectors = encoder.encode(distinct, "passage")
     row = {text: i for i, text in enumerate(distinct)}
-    positive = vectors[[row[group.positives[0]] for _, group in groups]]
-    chance = np.quantile(queries @ np.roll(positive, 1, axis=0).T, RANDOM_QUANTILE, axis=1)
+    chance = _chance(queries, vectors, [[row[text] for text in group.positives] for _, group in groups])
     relative, absolute = job.mining.margin_relative or 0.0, job.mining.margin_absolute or 0.0
     counts = np.zeros((len(groups), 4))
     for i, (_, group) in enumerate(groups):
@@ -41,6 +40,16 @@ def by_encoder(
     names = ("above the positive", "above the positive less the margin", "no closer than a random passage")
     shares = {name: _clustered(counts[:, i], counts[:, 3], seed) for i, name in enumerate(names)}
     return {"queries": len(groups), "negatives": int(counts[:, 3].sum()), "model": job.encoder.model, "shares": shares}
+
+
+def _chance(queries: Array, vectors: Array, positives: list[list[int]]) -> Array:
+    """float32[n]: what 95% of the positives of other queries do not reach. positives: rows of `vectors`."""
+    others = np.unique([rows[0] for rows in positives])
+    scores = queries @ vectors[others].T
+    for i, rows in enumerate(positives):
+        scores[i, np.isin(others, rows)] = np.nan
+    scores[np.isnan(scores).all(axis=1)] = -np.inf  # there is no other positive: nothing counts as random
+    return np.asarray(np.nanquantile(scores, RANDOM_QUANTILE, axis=1))
 
 
 def _positives(group: Group) -> list[str]:

@@ -617,17 +617,9 @@ def test_every_form_comes_back_unchanged_from_an_empty_plan():
 
 # ---------------------------------------------------------------- command line
 
-COMMAND = """
-from miner import cli
-from miner.commands import audit
-if "audit" not in {one.callback.__name__ for one in cli.app.registered_commands}:
-    cli.app.command()(audit.audit)
-cli.main()
-"""
-
 
 def call(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", "-c", COMMAND, "audit", *map(str, args)]
+    command = [sys.executable, "-W", "error", "-m", "miner", "audit", *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -693,6 +685,9 @@ def test_an_encoder_estimates_the_share_of_false_negatives(tmp_path, false, foun
     assert above["share"] == false / 16
     assert above["low"] <= above["share"] <= above["high"]
     assert ("D03" in codes(report)) == found
+    # The other negatives speak of sleep: no closer than another animal's food.
+    assert told["shares"]["no closer than a random passage"]["share"] == 1 - false / 16
+    assert "D05" in codes(report)
 
 
 def test_a_judge_grades_a_sample_and_the_interval_is_exact(tmp_path, monkeypatch):

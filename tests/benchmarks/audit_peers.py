@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 TOKENS, SEED = 64, 7
-SMALL = 30
+SMALL = 20
 # Ranks, negatives, and whether the pool of passages is given; without it the first SMALL rows bring their own.
 HN_MINE: dict[str, tuple[str, int, bool]] = {
     "hn_mine, defaults (ranks 10-210, 15)": ("10-210", 15, True),
     "hn_mine, ranks 0-15, 15": ("0-15", 15, True),
-    "hn_mine, defaults on 30 rows without a pool": ("10-210", 15, False),
+    "hn_mine, defaults on 20 rows without a pool": ("10-210", 15, False),
 }
 ST: dict[str, dict[str, Any]] = {
     "ST triplet, defaults": {},
