@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ Status = Literal["ok", "refused", "truncated", "unparsable", "missing"]
 Response = dict[str, Any]
 
 TYPES: dict[str, tuple[type, ...]] = {"string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,)}
+THOUGHT = re.compile(r"\A<think>.*?</think>\s*", re.DOTALL)
+CODE_FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
 # The spellings of a label that are one token in the vocabularies of the common models.
 YES_NO = {"Yes": ("Yes", " Yes", "yes", " yes", "YES", " YES"), "No": ("No", " No", "no", " no", "NO", " NO")}
 # The grades at the two ends: whatever bounds a job sets, Yes is relevant and No is irrelevant.
@@ -80,14 +83,25 @@ def _stopped(response: Response | None, error: str) -> Parsed | None:
 
 
 def _json_object(content: str) -> dict[str, Any] | None:
-    """The JSON object that the text is, or that stands alone between its first and last brace."""
-    body = content[content.find("{") : content.rfind("}") + 1]
+    """The JSON object that the whole text is; a thought before it and one code fence around it are taken off.
+
+    An object inside prose may be a quotation from the passage, and of two equal keys one may be: neither is guessed.
+    """
+    body = THOUGHT.sub("", content.strip())
+    fenced = CODE_FENCE.fullmatch(body)
     try:
-        value = json.loads(body)
+        value = json.loads(fenced[1] if fenced else body, object_pairs_hook=_once)
         json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate fits in no file
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key twice")
+    return found
 
 
 # ---------------------------------------------------------------- schemas
@@ -128,6 +142,9 @@ def _breaks(value: dict[str, Any], schema: dict[str, Any]) -> str:
         wrong = _breaks_rule(name, value[name], rule)
         if wrong:
             return wrong
+    foreign = sorted(set(value) - set(schema.get("properties", {})))
+    if foreign and schema.get("additionalProperties") is False:
+        return f"a key {foreign[0]!r} that the schema does not have"
     return ""
 
 
@@ -254,7 +271,8 @@ def _graded(parsed: Parsed) -> Parsed:
 
 def quotes(evidence: str, passage: str) -> bool:
     """Does the quote occur in the passage, case and white space folded, quote marks around it ignored?"""
-    return fold(evidence).strip("\"'“”…. ") in fold(passage)
+    quote = fold(evidence).strip("\"'“”…. ")
+    return bool(quote) and quote in fold(passage)
 
 
 def odd_violations(value: dict[str, Any], count: int) -> str:

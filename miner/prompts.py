@@ -190,8 +190,11 @@ def _check_schema(path: Path, front: Front) -> None:
 
 
 def nonce(*texts: str) -> str:
-    """Code of the fences around untrusted texts: their own hash, so no text can hold the code of its own fence."""
-    return digest(list(texts))[:10]
+    """Code of the fences around untrusted texts: their own hash, and never one that stands in a text."""
+    code = digest(list(texts))[:10]
+    while any(code in text for text in texts):
+        code = digest([code, *texts])[:10]
+    return code
 
 
 def fill(prompt: Prompt, **texts: str) -> dict[str, str]:

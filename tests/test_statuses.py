@@ -90,8 +90,8 @@ def test_what_is_no_completion_never_reaches_the_ledger(content):
     [
         ('{"evidence": "", "grade": 0}', 0),
         ('```json\n{"evidence": "the cat MEOWS", "grade": 3}\n```', 3),
-        ('Here it is: {"evidence": "“The cat  meows…”", "grade": 2}. Done.', 2),
-        ('{"evidence": "a paraphrase", "grade": 1, "reason": "off topic"}', 1),
+        ('{"evidence": "“The cat  meows…”", "grade": 2}', 2),
+        ('{"evidence": "a paraphrase", "grade": 1}', 1),
         ("<think>{nothing}</think>".replace("{nothing}", "hm") + '{"grade": 0, "evidence": ""}', 0),
     ],
 )
