@@ -111,7 +111,7 @@ def answered(job: Path, scratch: Path) -> set[str]:
         return set()
     with sqlite3.connect(scratch / "ledger.sqlite") as db:
         there = db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
-        found = {plain(json.loads(body)) for (body,) in db.execute("SELECT body FROM answers")} if there else set()
+        found = {plain(json.loads(body)) for (body,) in db.execute("SELECT body FROM requests WHERE state = 'done'")} if there else set()
     db.close()
     return found
 

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from miner.commands.common import AsJson, JobFile, Overrides, load, print_json, resumable
 from miner.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from miner.golden import Labelling
 
 app = typer.Typer(help="Pairs that people grade, to measure the judge with.", no_args_is_help=True)
@@ -69,6 +68,8 @@ def label(
 
     A second annotator grades a copy without grades; `miner golden sample` with the same seed writes it again.
     """
+    from rich.console import Console
+
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UserError(f"miner golden label {file}: this is no terminal; start it in one")
     from miner.golden import Labelling
@@ -143,6 +144,8 @@ def _decoded(descriptor: int) -> Iterator[str]:
 
 def _show(console: Console, session: Labelling) -> None:
     """The pair and the keys. The query stands last, so that it is in sight below a passage of any length."""
+    from rich.text import Text
+
     pair, total = session.pair, len(session.pairs)
     console.clear()
     skipped = f", {len(session.skipped)} skipped" if session.skipped else ""
@@ -205,6 +208,10 @@ def _without_nan(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_agreement(found: dict[str, Any], first: Path, second: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     console = Console(highlight=False, markup=False, emoji=False)
     left = f", {found['left_out']} left out, graded once only" if found["left_out"] else ""
     console.print(f"{found['pairs']} pairs of {found['queries']} queries{left}", soft_wrap=True)
