@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import time
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from miner.errors import UserError
+
 RETRY_STATUS = {408, 409, 429, 500, 502, 503, 504, 529}
 STOP_STATUS = {401, 402, 403, 404}
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
+
+
+# What servers say where a request has more tokens than the model reads.
+TOO_LONG = re.compile(
+    r"context.{0,20}(length|window|size)|(too|prompt) (long|large|many tokens)|maximum.{0,30}token", re.IGNORECASE
+)
+
+
+def checked_key(name: str, key: str) -> str:
+    """The key, where a header can hold it. Raises UserError, which never shows it."""
+    if not re.fullmatch(r"[!-~]+", key):
+        raise UserError(f"{name} holds a character that no key has (a space, a line end, a letter beyond ASCII)")
+    return key
 
 
 def clean(text: str, key: str) -> str:

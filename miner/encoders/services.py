@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import os
-import re
 from abc import ABC, abstractmethod
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from miner import config
+from miner import config, provider
 from miner.config import is_address, secret
 from miner.encoders import Kind, Vectors
 from miner.errors import UserError
@@ -38,9 +37,7 @@ class Service(ABC):
                 f"{name} is not set; export it (any word will do for a server that wants none), or name another"
                 " variable in encoder.api_key"
             )
-        if not re.fullmatch(r"[!-~]+", value):
-            raise UserError(f"{name} holds a character that no key has (a space, a line end, a letter beyond ASCII)")
-        return value
+        return provider.checked_key(name, value)
 
     @abstractmethod
     def body(self, texts: list[str], kind: Kind) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Final, NamedTuple
 
 from miner import store
 from miner.errors import UserError
@@ -20,7 +20,7 @@ from miner.llms import completion
 from miner.readers import rows
 
 FORM = "an answers file has the Batch API's output form"
-URL = "/v1/chat/completions"
+URL: Final = "/v1/chat/completions"
 
 
 class Line(NamedTuple):

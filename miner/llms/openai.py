@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -28,9 +27,6 @@ from miner.llms.lanes import Gate, Lane
 from miner.meter import Meter
 
 log = logging.getLogger("miner")
-TOO_LONG = re.compile(
-    r"context.{0,20}(length|window|size)|(too|prompt) (long|large|many tokens)|maximum.{0,30}token", re.I
-)
 UNREACHED = ("ConnectError", "ConnectTimeout")
 GREETING = [{"role": "user", "content": "Say hello."}]
 Done = Callable[[Request, Answer], None]
@@ -186,7 +182,7 @@ class _Run:
                 attempt += again.counts
                 await self._pause(provider.wait(attempt, again.failure))
                 continue
-            if answer.response is None and not mark and request.shorter and TOO_LONG.search(answer.error):
+            if answer.response is None and not mark and request.shorter and provider.TOO_LONG.search(answer.error):
                 body, mark = request.shorter, "shortened"
                 continue
             seconds = time.monotonic() - start
@@ -328,6 +324,4 @@ def _key(endpoint: Endpoint, replica: Replica) -> str:
             f"{name} is not set; export it (any word will do for a server that wants none), or name another"
             " variable in llm.api_key"
         )
-    if not re.fullmatch(r"[!-~]+", key):
-        raise UserError(f"{name} holds a character that no key has (a space, a line end, a letter beyond ASCII)")
-    return key
+    return provider.checked_key(name, key)

@@ -9,7 +9,6 @@ What is reserved in the budget stands in the rows of a batch and not in the mete
 from __future__ import annotations
 
 import logging
-import re
 import time
 import uuid
 from collections import Counter
@@ -27,7 +26,6 @@ from miner.ledger import Answer, Charge, Request, Usage
 from miner.llms import identity
 from miner.llms.batch_desk import Desk
 from miner.llms.batch_files import Draft, Intent, Intents, Line, Row, encode, request_line
-from miner.llms.openai import TOO_LONG
 from miner.meter import Meter, dollars, used
 
 log = logging.getLogger("miner")
@@ -58,7 +56,7 @@ def fate(row: Row, line: Line | None, status: str, attempts: int) -> Fate:
     refused = line.status_code >= 400
     if provider.is_final(line):
         return Fate(row, line.error, True, line.error)
-    if row.shorter and not row.mark and TOO_LONG.search(line.error):
+    if row.shorter and not row.mark and provider.TOO_LONG.search(line.error):
         return Fate(row._replace(mark="shortened"), line.error, True)
     if (refused and line.status_code not in provider.RETRY_STATUS) or line.code == "content_filter":
         return Fate(None, line.error, True)
@@ -391,6 +389,4 @@ def load(endpoint: Endpoint, meter: Meter) -> BatchBackend:
     name, key = endpoint.api_key or "OPENAI_API_KEY", secret(endpoint.api_key, "OPENAI_API_KEY")
     if not key:
         raise UserError(f"{name} is not set; export it, or name another variable in llm.api_key")
-    if not re.fullmatch(r"[!-~]+", key):
-        raise UserError(f"{name} holds a character that no key has (a space, a line end, a letter beyond ASCII)")
-    return BatchBackend(endpoint, meter, key)
+    return BatchBackend(endpoint, meter, provider.checked_key(name, key))

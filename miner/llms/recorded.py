@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableMapping
 from pathlib import Path
 
 from miner.config import Endpoint
 from miner.ledger import Answer, Request
-from miner.llms.batch_files import Line, read_answers
+from miner.llms.batch_files import Line, Spool, read_answers
 from miner.meter import Meter
 
 
 class RecordedBackend:
     def __init__(self, lines: Iterable[Line]) -> None:
-        self.lines: dict[str, Line] = {}
+        self.lines: MutableMapping[str, Line] = Spool()
         self.doubled = 0
         self._versions: dict[tuple[str, ...], str] = {}
         for line in lines:
