@@ -53,14 +53,15 @@ class Passages:
             for name in names
         )
         self.titled = bool(pc.any(pc.not_equal(self._titles, "")).as_py())
-        self._row = {doc_id: row for row, doc_id in enumerate(self._ids.to_pylist())}
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def rows(self, doc_ids: pa.Array | pa.ChunkedArray) -> Array:
-        """int64[n]: the row of each id, all of them known."""
-        return np.fromiter(map(self._row.__getitem__, doc_ids.to_pylist()), np.int64, len(doc_ids))
+        """int64[n]: the row of each id, all of them known. Costs a pass over all ids: call it seldom, with many."""
+        found = pc.index_in(doc_ids, value_set=self._ids)
+        assert not found.null_count, "decisions are made of the corpus and of what was written"
+        return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
 
     def ids(self, rows: Array) -> pa.Array:
         return self._ids.take(pa.array(rows))

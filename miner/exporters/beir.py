@@ -72,7 +72,7 @@ def _qrels(path: Path, blocks: Blocks) -> tuple[int, int]:
 
 
 def _cell(value: str) -> str:
-    """BEIR reads with the quotes of Python's csv, so an id may hold a tab; csv's own writer forgets carriage returns."""
+    """BEIR reads the quotes of Python's csv, so an id may hold a tab; csv's own writer forgets carriage returns."""
     return f'"{value.replace(chr(34), chr(34) * 2)}"' if not {*'\t\r\n"'}.isdisjoint(value) else value
 
 

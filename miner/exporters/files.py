@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,15 @@ def parquet(
 
     def write(part: Path, groups: Iterator[pa.Table]) -> int:
         rows = 0
-        with pq.ParquetWriter(part, schema, compression=codec) as writer:
+        with pq.ParquetWriter(part, schema, compression=codec) as writer, ThreadPoolExecutor(1) as pool:
+            before: Future[None] | None = None  # a group is packed while the next one is gathered
             for table in groups:
-                writer.write_table(table)
+                if before is not None:
+                    before.result()
+                before = pool.submit(writer.write_table, table)
                 rows += table.num_rows
+            if before is not None:
+                before.result()
         return rows
 
     limit = settings.rows_per_shard

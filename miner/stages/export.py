@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from miner.config import Export
 from miner.exporters import Array, Block, Passages, Side
 from miner.ranking import mix, position
-from miner.records import FOUND_BY, content_id
+from miner.records import FOUND_BY, TEXT, content_id
 
 PROVENANCE = pa.schema(
     [
@@ -35,6 +35,7 @@ PROVENANCE = pa.schema(
         ("split", pa.string()),
     ]
 )
+AT_ONCE = 1 << 16  # decisions joined with texts at once, at least
 Keys = dict[str, dict[tuple[str, str], str]]
 
 
@@ -71,8 +72,20 @@ class Rules(NamedTuple):
 
 def run(parts: Iterable[Part], texts: Texts, rules: Rules) -> Iterator[Block]:
     """Blocks of the queries that have enough negatives, in query order; slots give the order of negatives."""
-    for part in parts:
+    for part in _merged(parts, max(AT_ONCE, len(texts.passages))):
         yield from _block(part, texts, rules).cut()
+
+
+def _merged(parts: Iterable[Part], rows: int) -> Iterator[Part]:
+    """The parts with kept decisions only, several in one until they have `rows` of them: ids are looked up at once."""
+    waiting: list[Part] = []
+    for part in parts:
+        waiting.append(part._replace(decisions=part.decisions.filter(part.decisions.column("kept"))))
+        if sum(one.decisions.num_rows for one in waiting) >= rows:
+            yield Part(*map(pa.concat_tables, zip(*waiting, strict=True)))
+            waiting = []
+    if waiting:
+        yield Part(*map(pa.concat_tables, zip(*waiting, strict=True)))
 
 
 def _block(part: Part, texts: Texts, rules: Rules) -> Block:
@@ -80,12 +93,15 @@ def _block(part: Part, texts: Texts, rules: Rules) -> Block:
     if rules.dev is not None:
         inside = pc.is_in(ids, value_set=rules.dev)
         ids = ids.filter(inside if rules.held_out else pc.invert(inside))
-    decided = part.decisions.filter(part.decisions.column("kept"))
+    decided = part.decisions
     if rules.settings.max_negatives is not None:
         decided = decided.filter(pc.less_equal(decided.column("slot"), rules.settings.max_negatives))
     by = [("relevance", "descending"), ("score", "descending"), ("doc_id", "ascending")]
-    positives = _side(part.positives, ids, by, texts.passages, rules)
-    negatives = _side(decided, ids, [("slot", "ascending")], texts.passages, rules)
+    sides = [_ordered(part.positives, ids, by), _ordered(decided, ids, [("slot", "ascending")])]
+    doc_ids = pa.chunked_array([chunk for table in sides for chunk in table.column("doc_id").chunks], TEXT)
+    rows = texts.passages.rows(doc_ids)
+    cut = sides[0].num_rows
+    positives, negatives = _side(sides[0], rows[:cut], rules), _side(sides[1], rows[cut:], rules)
     queries = pa.array([texts.queries[i] for i in ids.to_pylist()], pa.large_string())
     block = Block(ids, queries, positives, negatives, texts.passages)
     if rules.settings.score_of == "teacher":
@@ -93,18 +109,21 @@ def _block(part: Part, texts: Texts, rules: Rules) -> Block:
     return _sampled(block, rules.seed) if rules.settings.positives == "sample" else block
 
 
-def _side(table: pa.Table, ids: pa.Array, by: list[tuple[str, str]], passages: Passages, rules: Rules) -> Side:
-    """The rows of `ids`, by query and then as `by` says."""
+def _ordered(table: pa.Table, ids: pa.Array, by: list[tuple[str, str]]) -> pa.Table:
+    """The rows of `ids`, by query and then as `by` says, with the number of the query as a column."""
     table = table.append_column("query", pc.index_in(table.column("query_id"), value_set=ids))
     table = table.filter(table.column("query").is_valid())
-    table = table.take(pc.sort_indices(table, [("query", "ascending"), *by])).combine_chunks()
+    return table.take(pc.sort_indices(table, [("query", "ascending"), *by])).combine_chunks()
+
+
+def _side(table: pa.Table, rows: Array, rules: Rules) -> Side:
     teacher = _numbers(table.column("teacher_score"))
     chosen = teacher if rules.settings.score_of == "teacher" else _numbers(table.column("score"))
     if rules.keys is not None and "slot" in table.column_names:
         table = _with_keys(table, rules.keys)
     scaled = chosen if rules.scale is None else rules.scale.apply(chosen)
     query = table.column("query").to_numpy().astype(np.int64)
-    return Side(query, passages.rows(table.column("doc_id")), scaled, teacher, table.drop_columns(["query"]))
+    return Side(query, rows, scaled, teacher, table.drop_columns(["query"]))
 
 
 def _numbers(column: pa.ChunkedArray) -> Array:
