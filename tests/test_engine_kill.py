@@ -15,7 +15,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import toy
@@ -66,7 +66,9 @@ def work(given: Work) -> int:
 
 
 class Run:
-    """`work` in a process of its own."""
+    """`work` in a process of its own. started: those of this test, for the fixture below."""
+
+    started: ClassVar[list[Run]] = []
 
     def __init__(self, folder: Path, server: Watched, count: int, **more: Any) -> None:
         self.ledger, self.replies = folder / "ledger.sqlite", folder / "replies.jsonl"
@@ -82,6 +84,7 @@ class Run:
             env={**os.environ, "OPENAI_API_KEY": "sk-toy", "PYTHONWARNINGS": "error"},
         )
         signal.signal(signal.SIGINT, before)
+        self.started.append(self)
 
     def end(self, timeout_s: float = 120) -> tuple[int, str]:
         """Exit code and stdout."""
@@ -96,6 +99,17 @@ class Run:
     def finish(self, timeout_s: float = 120) -> None:
         code, _ = self.end(timeout_s)
         assert code == 0, self.stderr
+
+
+@pytest.fixture(autouse=True)
+def none_left_behind():
+    """A test that fails leaves no process running."""
+    yield
+    for run in Run.started:
+        if run.process.poll() is None:
+            run.process.kill()
+            run.process.communicate()
+    Run.started.clear()
 
 
 def settled(server: Watched) -> dict[str, Any]:
@@ -260,7 +274,10 @@ def test_an_interrupted_job_loses_nothing(tmp_path, environment):
         server.until(lambda counts: counts["in_flight"] >= 6, 60)
         process.send_signal(signal.SIGTERM)
         shown = (tmp_path / "log").read_text
-        assert process.wait(30) == 130, shown()
+        try:
+            assert process.wait(60) == 130, shown()
+        finally:
+            process.kill()
         stats = settled(server)
         answered = {digest(json.loads(body)) for body in _bodies(job.with_suffix(".job") / "ledger.sqlite")}
         assert answered == {key for key, seen in stats["keys"].items() if seen["completed"]}
