@@ -4,7 +4,7 @@ JOB/calibration.json holds what was found, for the export to read:
 
     {"format": 1, "calibrations": [{
         "prompt": "graded", "prompt_version": "…", "model": "…", "endpoint": "…",   whose calibration it is
-        "relevant_from": 2, "max_chars": 4000,                                      settings that it rests on
+        "relevant_from": 2, "max_chars": 4000, "reference": true, …,                settings that it rests on
         "on": "grade", "threshold": 1,         accepted is what is at or below; null: no threshold met the target
         "bound": 0.021, "target": 0.03, "level": 0.95, "accepted": 180, "false_negatives": 0,    of that threshold
         "pairs": 300, "queries": 60, "golden": "golden.jsonl", "golden_digest": "…", "split": "test",
@@ -19,15 +19,16 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from miner import acceptance, agreement, golden, llms, store, yaml_file
+from miner import acceptance, agreement, golden, judge_steps, llms, prompts, store, yaml_file
 from miner.agreement import Judged
 from miner.bounds import LEVEL
+from miner.config import Judge
 from miner.errors import UserError
 from miner.golden import Golden
 from miner.stages import judgments
@@ -35,13 +36,23 @@ from miner.steps import Context
 
 Row = dict[str, Any]
 FILE = "calibration.json"
+# What a calibration rests on, beside prompt, model and endpoint; the others only where many passages share a request.
+RESTS_ON = ("relevant_from", "max_chars", "reference", "evidence")
+PACKED = ("pack", "orders")
 BINS = 10
 
 
-def judge(run: Context, path: Path, split: str, target: float) -> Row:
-    """Ask what is not in the ledger yet, and measure. Raises UserError for a bad golden file or a judge that is off."""
+def judge(run: Context, path: Path, split: str, target: float, rung: str | None = None) -> Row:
+    """Ask what is not in the ledger yet, and measure. rung: of a cascade; None is the last one, judge.prompt itself.
+
+    Raises UserError for a bad golden file, a judge that is off and a rung that asks no LLM.
+    """
     if not run.job.judge.enabled:
         raise UserError("calibrate judge: judge.enabled is false in the job file; there is no judge to calibrate")
+    known = dict(judge_steps.judges(run))
+    if rung is not None and rung not in known:
+        raise UserError(f"calibrate judge: --rung {rung}: no such rung asks an LLM; the job has {', '.join(known)}")
+    run = known[rung or judgments.RUNG]
     pairs, left = graded(path, split)
     prompt, endpoint = run.prompt("judge"), run.endpoint("judge")
     found = report(
@@ -52,9 +63,7 @@ def judge(run: Context, path: Path, split: str, target: float) -> Row:
         "prompt_version": prompt.version,
         "model": endpoint.model,
         "endpoint": llms.identity(endpoint),
-        "relevant_from": run.job.judge.relevant_from,
-        "max_chars": run.job.judge.max_chars,
-        "irrelevant_to": run.job.judge.irrelevant_to,
+        **{name: getattr(run.job.judge, name) for name in (*RESTS_ON, *PACKED, "irrelevant_to", "irrelevant_p")},
         "golden": str(path),
         "golden_digest": store.file_digest(path),
         "split": split,
@@ -75,12 +84,18 @@ def graded(path: Path, split: str) -> tuple[list[Golden], int]:
 def verdicts(run: Context, pairs: Sequence[Golden]) -> list[Row]:
     """A JUDGMENTS row for each pair, in order, from the ledger or the judge."""
 
-    def asked() -> Any:
-        return (judgments.Pair(p.query_id, p.doc_id, p.query, p.positive, p.passage) for p in pairs)
+    order = sorted(
+        range(len(pairs)), key=lambda at: (pairs[at].query_id, pairs[at].positive)
+    )  # packs are of neighbours
 
-    with run.asking("judge", "judge golden", len(pairs)) as ask:
-        tables = judgments.run(asked, run.prompt("judge"), run.endpoint("judge"), run.job.judge, ask)
-        return [row for table in tables for row in table.to_pylist()]
+    def asked() -> Iterator[judgments.Pair]:
+        for one in (pairs[at] for at in order):
+            yield judgments.Pair(one.query_id, one.doc_id, one.query, one.positive, one.passage)
+
+    found: list[Row] = [{}] * len(pairs)
+    for at, row in zip(order, judge_steps.ask_about(run, asked, "judge golden"), strict=True):
+        found[at] = row
+    return found
 
 
 def report(
@@ -142,7 +157,7 @@ def _plain(value: Any) -> Any:
 def entry(found: Row) -> Row:
     """What calibration.json keeps of a report."""
     one = found["chosen"] or {}
-    names = ("prompt", "prompt_version", "model", "endpoint", "relevant_from", "max_chars")
+    names = ("prompt", "prompt_version", "model", "endpoint", *RESTS_ON, *PACKED)
     rest = ("pairs", "queries", "golden", "golden_digest", "split", "reason", "metrics")
     return {
         **{name: found[name] for name in names},
@@ -198,8 +213,95 @@ def calibration_of(folder: Path, prompt_version: str, model: str, endpoint: str 
     return max(own, key=lambda one: math.inf if one["bound"] is None else one["bound"], default=None)
 
 
-def write_setting(job_file: Path, chosen: Row) -> None:
-    """Put the chosen grade into the job file as judge.irrelevant_to; every other line stays as it is."""
+def write_setting(job_file: Path, chosen: Row, relevant_p: float = 1.0) -> None:
+    """Put the chosen grade or probability into the job file; every other line stays as it is.
+
+    relevant_p: the job's; what is irrelevant may lie no higher.
+    """
     text = job_file.read_bytes().decode()  # as bytes, so that line ends stay what they are
-    changed = yaml_file.set_values(text, {"judge.irrelevant_to": int(chosen["threshold"])}).encode()
+    if chosen["on"] == "grade":
+        values: Row = {"judge.irrelevant_to": int(chosen["threshold"])}
+    else:
+        values = {"judge.irrelevant_p": min(float(chosen["threshold"]), relevant_p)}
+    changed = yaml_file.set_values(text, values).encode()
     store.replace(job_file, lambda part: part.write_bytes(changed))
+
+
+# ---------------------------------------------------------------- may its verdicts be exported?
+
+
+def uncalibrated(run: Context) -> list[str]:
+    """Why negatives rest on verdicts that no calibration vouches for; [] where all are vouched for or none is used."""
+    judge = run.job.judge
+    if not judge.enabled:
+        return []
+    reasons = [
+        f"rung {rung.name} calls passages irrelevant by teacher score, which no calibration covers"
+        for rung in judge.rungs
+        if rung.kind == "teacher" and rung.below is not None and rung.settles != "relevant"
+    ]
+    settles = {rung.name: rung.settles for rung in judge.rungs}
+    trusted = [one for name, one in judge_steps.judges(run) if settles.get(name) != "relevant"]
+    return reasons + [why for why in map(_unvouched, trusted) if why]
+
+
+def _unvouched(run: Context) -> str:
+    """What a judge lacks of being calibrated, or ""."""
+    judge, prompt, one = run.job.judge, run.prompt("judge"), calibration_for(run)
+    who = f"the judge {run.endpoint('judge').model} with prompt {prompt.front.name}"
+    if one is None:
+        return f"{who} is not calibrated"
+    if one["threshold"] is None:
+        return f"{who} failed its calibration ({one['reason']})"
+    defaults = Judge()  # type: ignore[call-arg]
+    for name in (*RESTS_ON, *(PACKED if prompt.mode in prompts.MANY else ())):
+        found, wanted = one.get(name, getattr(defaults, name)), getattr(judge, name)
+        if found != wanted:
+            return f"{who} was calibrated with judge.{name} {json.dumps(found)}, and the job has {json.dumps(wanted)}"
+    name = "irrelevant_to" if one["on"] == "grade" else "irrelevant_p"
+    if getattr(judge, name) > one["threshold"]:
+        return (
+            f"{who} is calibrated up to {one['on']} {one['threshold']:g}, and judge.{name} is {getattr(judge, name):g}"
+        )
+    return ""
+
+
+def calibration_for(run: Context) -> Row | None:
+    """The calibration of the job's (last) judge at its own endpoint."""
+    endpoint = run.endpoint("judge")
+    return calibration_of(run.folder.root, run.prompt("judge").version, endpoint.model, llms.identity(endpoint))
+
+
+def gate(run: Context) -> None:
+    """Raises UserError where negatives rest on an uncalibrated judge and the job does not say that they may."""
+    reasons = uncalibrated(run)
+    if reasons and not run.job.judge.uncalibrated:
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        raise UserError(
+            f"export: {reasons[0]}{more}; measure it with miner calibrate judge JOB --golden FILE --target-fn 0.03, or"
+            " export all the same with --uncalibrated (judge.uncalibrated: true), which the data card will say"
+        )
+
+
+def state(run: Context) -> str:
+    """A digest of all that the gate and the data card take from calibrations: one of the export's inputs."""
+    return store.digest([run.job.judge.uncalibrated, uncalibrated(run), card_facts(run)])
+
+
+def card_facts(run: Context) -> Row | None:
+    """Agreement of the job's last judge with people, for the data card; None where it is not calibrated."""
+    one = calibration_for(run) if run.job.judge.enabled and not uncalibrated(run) else None
+    if one is None:
+        return None
+    found: Row = {"golden pairs": one["pairs"], "queries of these": one["queries"]}
+    known = {name: one["metrics"].get(name) for name in CARD}
+    found |= {CARD[name]: round(m["value"], 3) for name, m in known.items() if m and m["value"] is not None}
+    return found | {f"false negatives among accepted, at most ({one['level']:.0%} bound)": round(one["bound"], 4)}
+
+
+CARD = {
+    "kappa": "Cohen's kappa, irrelevant or not",
+    "kappa_quadratic": "quadratic kappa of the grades",
+    "precision_irrelevant": "precision of irrelevant",
+    "recall_irrelevant": "recall of irrelevant",
+}

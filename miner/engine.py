@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from miner import (
+    calibrate_judge,
     encoders,
     firewall,
     generate_steps,
@@ -126,8 +127,43 @@ def _relevant(run: Context) -> Inputs:
 
 
 def _judge(run: Context) -> Inputs:
-    judge = run.job.judge.model_dump(exclude={"enabled", "prompt", "pool", "llm"})
-    return _flat("judge", judge) | _asked(run, "judge")
+    return _flat("judge", judge_steps.settings(run.job)) | _asked(run, "judge")
+
+
+def _written(run: Context) -> Inputs:
+    """Of the judging of what was generated: no canary is among it."""
+    return {name: value for name, value in _judge(run).items() if not name.startswith("judge.canaries")}
+
+
+def _rung(run: Context, number: int) -> Inputs:
+    at = judge_steps.at(run, number)
+    settles = [[rung.name, rung.settles] for rung in run.job.judge.rungs[:number]]
+    if at is not None:
+        return _judge(at) | {"settles": settles}
+    bounds = run.job.judge.rungs[number].model_dump(include={"kind", "above", "below", "unit"})
+    return _flat("rung", bounds) | {"settles": settles}
+
+
+def _cascade(run: Context) -> Inputs:
+    return {"settles": [[rung.name, rung.settles] for rung in run.job.judge.rungs]}
+
+
+def _judging(job: Job) -> list[Step]:
+    """The judgments; in a cascade after a step for each rung."""
+    needed = ("corpus", "candidates")
+    if not job.judge.rungs:
+        return [Step("judgments", needed, _judge, judge_steps.run_judgments, format=2)]
+    names = [f"judgments_{name}" for name in judge_steps.rung_names(job.judge)]
+    rungs = [
+        Step(
+            name,
+            (*needed, *names[:number]),
+            partial(_rung, number=number),
+            partial(judge_steps.run_rung, number=number),
+        )
+        for number, name in enumerate(names)
+    ]
+    return [*rungs, Step("judgments", tuple(names), _cascade, judge_steps.run_cascade, format=2)]
 
 
 def _asked(run: Context, stage: str) -> Inputs:
@@ -147,11 +183,13 @@ def _generate(run: Context) -> Inputs:
 
 
 def _decisions(run: Context) -> Inputs:
-    return {"negatives": run.job.mining.negatives, "min_negatives": run.job.export.min_negatives}
+    judge = run.job.judge.model_dump(include={"false_negatives", "max_false_negatives"}) if run.job.judge.enabled else {}
+    return {"negatives": run.job.mining.negatives, "min_negatives": run.job.export.min_negatives} | judge
 
 
 def _export(run: Context) -> Inputs:
-    return _flat("export", run.job.export.model_dump()) | {"negatives": run.job.mining.negatives}
+    vouched = {"judge.calibration": calibrate_judge.state(run)} if run.job.judge.enabled else {}
+    return _flat("export", run.job.export.model_dump()) | {"negatives": run.job.mining.negatives} | vouched
 
 
 def _flat(prefix: str, value: Any) -> Inputs:
@@ -164,17 +202,18 @@ def plan(job: Job) -> list[Step]:
     """The steps of a job in order; what the job file switches off is not among them."""
     judged = ("judgments",) if job.judge.enabled else ()
     written = ("synthetic", "synthetic_judgments") if job.generator.enabled else ()
+    needed = ("corpus", "candidates")
     found = [
         Step("corpus", (), _corpus, steps.run_corpus),
         Step("vectors", ("corpus",), _vectors, m3_steps.run_vectors if job.token_outputs else steps.run_vectors),
         *_mining(job),
-        Step("judgments", ("corpus", "candidates"), _judge, judge_steps.run_judgments),
+        *(_judging(job) if job.judge.enabled else ()),
         Step("synthetic", ("corpus", "vectors", "candidates", "judgments"), _generate, generate_steps.run_synthetic),
-        Step("synthetic_judgments", ("corpus", "candidates", "synthetic"), _judge, judge_steps.run_synthetic_judgments),
-        Step("decisions", ("candidates", *judged, *written), _decisions, run_decisions, format=2),
+        Step("synthetic_judgments", (*needed, "synthetic"), _written, judge_steps.run_synthetic_judgments, format=2),
+        Step("decisions", ("candidates", *judged, *written), _decisions, run_decisions, format=3),
         Step("export", ("corpus", "candidates", *judged, *written, "decisions"), _export, run_export, format=2),
     ]
-    off = {"judgments": not job.judge.enabled, "synthetic": not written, "synthetic_judgments": not written}
+    off = {"synthetic": not written, "synthetic_judgments": not written}
     return [step for step in found if not off.get(step.name)]
 
 
@@ -250,6 +289,7 @@ def advance(run: Context, until: str | None = None) -> list[Stamp]:
     last = last_step(run.job, until)
     for stage in _llm_stages(run.job):
         run.prompt(stage)  # a broken prompt is told before hours of mining, not after
+    judge_steps.check(run)
     for step in plan(run.job):
         inputs = _inputs(run, step, stamps)
         why = run.folder.staleness(step.name, inputs)
@@ -318,7 +358,8 @@ def write_manifest(run: Context, stamps: dict[str, Stamp]) -> None:
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "config": run.job.model_dump(mode="json"),
         "encoder": encoders.fingerprint(run.job.encoder, run.job.token_outputs) if "vectors" in stamps else None,
-        "prompts": {stage: _prompt(run, stage) for stage in _llm_stages(run.job)},
+        "prompts": {stage: _prompt(run, stage) for stage in _llm_stages(run.job)}
+        | {f"judge {name}": _prompt(at, "judge") for name, at in judge_steps.judges(run)[:-1]},
         "steps": {name: vars(stamp) for name, stamp in stamps.items()},
         "ledger": {"answers": len(run.ledger)},
     }

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -27,12 +28,12 @@ from miner.config import Endpoint, Judge
 from miner.errors import UserError
 from miner.golden import Golden
 from miner.ledger import Ledger, Request
-from miner.prompts import Parsed, Prompt
+from miner.prompts import Prompt
 from miner.resampling import SAMPLES
 from miner.stages import judgments
+from miner.stages.judgments import Said
 
 Row = dict[str, Any]
-PACK = 8  # passages of one call at most
 SEED = 13
 TARGET = 0.05  # acceptance asks for one; it decides nothing here
 
@@ -49,19 +50,19 @@ class Settings:
 
 
 class Unit(NamedTuple):
-    """One request and the golden rows that it asks about, by number; ids: what the prompt calls their passages."""
+    """One request, and how often all pairs were asked about before it."""
 
     request: Request
-    rows: tuple[int, ...]
-    ids: list[str]
     repeat: int
 
 
-class Said(NamedTuple):
-    """What the judge said of one pair."""
+class Group(NamedTuple):
+    """Pairs that are asked about together, the numbers of their golden rows, and how their requests show them."""
 
-    parsed: Parsed
-    key: str
+    pairs: list[judgments.Pair]
+    rows: list[int]
+    shapes: list[judgments.Shape]
+    repeat: int
 
 
 def settings(job: Any, given: dict[str, str | None], repeat: int = 1) -> Settings:
@@ -87,19 +88,35 @@ def endpoint(values: Row) -> Endpoint:
 # ---------------------------------------------------------------- ask
 
 
-def units(prompt: Prompt, rows: list[Golden], settings: Settings) -> Iterator[Unit]:
-    """The requests of an evaluation, in order: all pairs once, then all again."""
+def groups(prompt: Prompt, rows: list[Golden], settings: Settings) -> Iterator[Group]:
+    """All pairs once, then all again; pairs of one query and positive are neighbours where a request shows many."""
+    order = list(range(len(rows)))
+    if prompt.mode in prompts.MANY:
+        first: dict[tuple[str, str, str], int] = {}
+        keys = [(row.query_id, row.query, row.positive) for row in rows]
+        order.sort(key=lambda at: first.setdefault(keys[at], len(first)))
     for repeat in range(settings.repeat):
-        varied = _varied(prompt, repeat)
-        if prompt.mode in prompts.MANY:
-            for pack in _packs(rows, settings.seed + repeat):
-                yield _pack(varied, rows, pack, settings, repeat)
-        else:
-            for at, row in enumerate(rows):
-                query, positive, passage = _texts(row, settings.judge)
-                values = prompts.fill(varied, query=query, positive=positive, passage=passage)
-                about = {"query_id": row.query_id, "doc_id": row.doc_id}
-                yield Unit(llms.request(_endpoint(varied, settings), varied, about, **values), (at,), ["1"], repeat)
+        start = 0
+        for pairs in judgments.groups((_pair(rows[at]) for at in order), prompt):
+            shapes = judgments.shapes(pairs, prompt, settings.judge, settings.seed + repeat)
+            yield Group(pairs, order[start : start + len(pairs)], shapes, repeat)
+            start += len(pairs)
+
+
+def _pair(row: Golden) -> judgments.Pair:
+    return judgments.Pair(row.query_id, row.doc_id, row.query, row.positive, row.passage)
+
+
+def units(prompt: Prompt, rows: list[Golden], settings: Settings) -> Iterator[Unit]:
+    """The requests of an evaluation, in order: those that a job would make of the same pairs."""
+    judgments.check(prompt, settings.judge)
+    for group in groups(prompt, rows, settings):
+        varied = _varied(prompt, group.repeat)
+        for shape in group.shapes:
+            shown = [group.pairs[number] for number in shape]
+            yield Unit(
+                judgments.request_about(shown, varied, _endpoint(varied, settings), settings.judge), group.repeat
+            )
 
 
 def _varied(prompt: Prompt, repeat: int) -> Prompt:
@@ -118,30 +135,6 @@ def _endpoint(prompt: Prompt, settings: Settings) -> Endpoint:
     return settings.endpoint.model_copy(update={"structured": "none"})
 
 
-def _texts(row: Golden, judge: Judge) -> tuple[str, str, str]:
-    """Cut as a job cuts them, so that an answer serves both."""
-    return row.query, row.positive[: judge.max_chars], row.passage[: judge.max_chars]
-
-
-def _packs(rows: list[Golden], seed: int) -> Iterator[tuple[int, ...]]:
-    """Rows of one query and positive, shuffled by a hash, up to PACK together."""
-    groups: dict[tuple[str, str, str], list[int]] = {}
-    for at, row in enumerate(rows):
-        groups.setdefault((row.query_id, row.query, row.positive), []).append(at)
-    for group in groups.values():
-        group.sort(key=lambda at: store.digest([seed, rows[at].doc_id]))
-        for start in range(0, len(group), PACK):
-            yield tuple(group[start : start + PACK])
-
-
-def _pack(prompt: Prompt, rows: list[Golden], pack: tuple[int, ...], settings: Settings, repeat: int) -> Unit:
-    query, positive, _ = _texts(rows[pack[0]], settings.judge)
-    passages = [_texts(rows[at], settings.judge)[2] for at in pack]
-    values, ids = prompts.fill_many(prompt, query, positive, passages)
-    about = {"query_id": rows[pack[0]].query_id, "doc_id": " ".join(rows[at].doc_id for at in pack)}
-    return Unit(llms.request(_endpoint(prompt, settings), prompt, about, **values), pack, ids, repeat)
-
-
 def ask(prompt: Prompt, asked: list[Unit], endpoint: Endpoint, ledger: Ledger, tick: progress.Tick) -> list[llms.Reply]:
     """The replies in order; only what the ledger lacks is sent."""
 
@@ -156,29 +149,22 @@ def ask(prompt: Prompt, asked: list[Unit], endpoint: Endpoint, ledger: Ledger, t
 # ---------------------------------------------------------------- read
 
 
-def read(prompt: Prompt, unit: Unit, reply: llms.Reply, rows: list[Golden], judge: Judge) -> list[Said]:
-    """What one reply says of each of its rows, under the rule on evidence that a job has."""
-    schema = prompt.front.answer_schema
-    if prompt.mode == "binary":
-        found = [answers.read_yes_no(reply.response, reply.error)]
-    elif prompt.mode in prompts.MANY:
-        reader = answers.read_packed if prompt.mode == "packed" else answers.read_listwise
-        found = list(reader(reply.response, schema, unit.ids, reply.error).values())
-    else:
-        found = [answers.read_answer(reply.response, schema, reply.error)]
-    if prompt.mode != "binary":
-        found = [
-            judgments.check_evidence(parsed, _texts(rows[at], judge)[2], judge)
-            for parsed, at in zip(found, unit.rows, strict=True)
-        ]
-    return [Said(parsed, unit.request.key) for parsed in found]
+def read(prompt: Prompt, rows: list[Golden], settings: Settings, replies: list[llms.Reply]) -> list[list[Said]]:
+    """What the replies, in the order of `units`, say of each row, by repeat; read as a job reads them."""
+    said: list[list[Said]] = [[] for _ in rows]
+    stream = iter(replies)
+    for group in groups(prompt, rows, settings):
+        some = list(islice(stream, len(group.shapes)))
+        found = judgments.read(group.pairs, group.shapes, some, prompt, settings.judge)
+        for at, one in zip(group.rows, found, strict=True):
+            said[at].append(one)
+    return said
 
 
 def result(row: Golden, said: list[Said], judge: Judge) -> Row:
     """The line of results.jsonl of a pair; said: by repeat. The first repeat is the one that is measured."""
-    first, key = said[0]
+    first, verdict = said[0].parsed, said[0].verdict
     grade = first.value.get("grade")
-    verdict = judgments.verdict(grade, judge)
     return {
         **{name: getattr(row, name) for name in ("query_id", "doc_id", "tag", "split", "query", "passage", "reason")},
         "human": row.grade,
@@ -189,8 +175,9 @@ def result(row: Golden, said: list[Said], judge: Judge) -> Row:
         "status": first.status,
         "detail": first.detail,
         "evidence": first.value.get("evidence", ""),
-        "request_key": key,
+        "request_key": said[0].key,
         "repeats": [one.parsed.value.get("grade") for one in said],
+        "verdicts": [one.verdict for one in said],
     }
 
 
@@ -236,11 +223,11 @@ def _tags(results: list[Row]) -> dict[str, dict[str, int]]:
     }
 
 
-def repeat_agreement(results: list[Row], judge: Judge) -> float | None:
+def repeat_agreement(results: list[Row]) -> float | None:
     """The share of pairs with the same verdict in every repeat; None where each was asked once."""
-    if not results or len(results[0]["repeats"]) < 2:
+    if not results or len(results[0]["verdicts"]) < 2:
         return None
-    same = [len({judgments.verdict(grade, judge) for grade in row["repeats"]}) == 1 for row in results]
+    same = [len(set(row["verdicts"])) == 1 for row in results]
     return sum(same) / len(same)
 
 
@@ -338,10 +325,7 @@ def evaluate(
         cost = spent(asked, settings.endpoint, ledger)
     finally:
         ledger.close()
-    said: list[list[Said]] = [[] for _ in rows]
-    for unit, reply in zip(asked, replies, strict=True):
-        for at, one in zip(unit.rows, read(prompt, unit, reply, rows, settings.judge), strict=True):
-            said[at].append(one)
+    said = read(prompt, rows, settings, replies)
     results = [result(row, one, settings.judge) for row, one in zip(rows, said, strict=True)]
     summary = _summary(prompt, results, settings, source or {}, rows, cost)
     folder = run_folder(runs, prompt, settings.endpoint, rows)
@@ -370,7 +354,7 @@ def _summary(prompt: Prompt, results: list[Row], settings: Settings, source: Row
         "repeat": settings.repeat,
         "seed": settings.seed,
         **metrics(results, settings.judge, settings.seed, settings.samples),
-        "repeat_agreement": repeat_agreement(results, settings.judge),
+        "repeat_agreement": repeat_agreement(results),
         "spent": cost,
         "endpoint": endpoint.model_dump(mode="json", exclude_defaults=True),
     }

@@ -98,6 +98,10 @@ def slots(candidates: pa.Table, judgments: pa.Table | None, wanted: int) -> Arra
     if judgments is not None:
         verdicts = judgments.column("verdict").to_numpy(zero_copy_only=False)
         allowed[in_pool] = verdicts == "irrelevant"
+        if (
+            "status" in judgments.column_names
+        ):  # a verdict of an answer that is not ok would be a bug, and admits nothing
+            allowed[in_pool] &= judgments.column("status").to_numpy(zero_copy_only=False) == "ok"
     query_id = candidates.column("query_id").to_numpy(zero_copy_only=False)
     changes = np.r_[False, query_id[1:] != query_id[:-1]] if len(query_id) else np.empty(0, bool)
     return pool_ranks(np.cumsum(changes), allowed, np.nan_to_num(pool_rank.astype(float)), wanted)

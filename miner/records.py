@@ -65,6 +65,9 @@ ANSWERED = [
     ("prompt_tokens", pa.int32()),
     ("completion_tokens", pa.int32()),
 ]
+# `score`: how sure the judge is that the passage is relevant, where it says so, else null. `rung`: who of a cascade
+# decided. Of a request about several passages the first row bears the tokens. `other_key`: of a packed judge that is
+# asked in two orders, the second request.
 JUDGMENTS = pa.schema(
     [
         ("query_id", TEXT),
@@ -72,7 +75,10 @@ JUDGMENTS = pa.schema(
         ("grade", pa.int8()),
         ("verdict", pa.string()),
         ("evidence", TEXT),
+        ("score", pa.float32()),
+        ("rung", pa.string()),
         *ANSWERED,
+        ("other_key", pa.string()),
     ]
 )
 # One row per generation request; `text` is null where nothing readable came back. `copy_of` says whose copy the text
@@ -106,13 +112,34 @@ DECISIONS = pa.schema(
         ("grade", pa.int8()),
         ("verdict", pa.string()),
         ("status", pa.string()),
+        ("judge_score", pa.float32()),
+        ("rung", pa.string()),
         ("kept", pa.bool_()),
         ("reason", pa.string()),
         ("slot", pa.int32()),
     ]
 )
+# `false_negatives`: mined candidates of the query that the judge found relevant.
 OUTCOMES = pa.schema(
-    [("query_id", TEXT), ("positives", pa.int32()), ("negatives", pa.int32()), ("reason", pa.string())]
+    [
+        ("query_id", TEXT),
+        ("positives", pa.int32()),
+        ("negatives", pa.int32()),
+        ("false_negatives", pa.int32()),
+        ("reason", pa.string()),
+    ]
+)
+# What the judge found relevant among the candidates. Where the job relabels, these are positives too: `relevance` is
+# the judge's grade, `score` and `teacher_score` are on the scales of the other positives.
+FALSE_NEGATIVES = pa.schema(
+    [
+        *((name, POSITIVES.field(name).type) for name in POSITIVES.names),
+        ("source", pa.string()),
+        ("rung", pa.string()),
+        ("judge_score", pa.float32()),
+        ("evidence", TEXT),
+        ("request_key", pa.string()),
+    ]
 )
 
 

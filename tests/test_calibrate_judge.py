@@ -203,6 +203,7 @@ def test_a_score_is_used_where_the_judge_gives_one():
 def test_calibrations_of_several_judges_stand_side_by_side(tmp_path):
     found = {
         **{"prompt": "p", "prompt_version": "v", "model": "m", "endpoint": "a", "relevant_from": 2, "max_chars": 9},
+        **{"reference": True, "evidence": "require", "pack": 8, "orders": 1},
         **{"pairs": 1, "queries": 1, "golden": "g", "golden_digest": "0", "split": "test", "reason": "", "metrics": {}},
         **{"target": 0.03, "level": 0.95, "thresholds": []},
         "chosen": {"on": "grade", "threshold": 1, "bound": 0.01, "accepted": 300, "false_negatives": 0},

@@ -106,6 +106,66 @@ class Budget(Model):
     max_requests: int | None = Field(None, ge=1, description="Requests sent, repeats included.")
 
 
+class Canaries(Model):
+    """Pairs whose answer is known, mixed into the judging: what the judge still recognises is measured as it works."""
+
+    rate: float = Field(0.0, ge=0, le=0.5, description="Canaries for each pair that is judged; 0: none.")
+    golden: str | None = Field(
+        None, description="Golden file whose relevant pairs are canaries too, beside the other positives of queries."
+    )
+    min: int = Field(20, ge=1, description="Fewest answered canaries on which the run is halted.")
+    window: int = Field(100, ge=1, description="The last so many answered canaries count.")
+    halt_recall: float = Field(
+        0.7, ge=0, le=1, description="Halt where the judge surely recognises less of them (one-sided 95%); 0: never."
+    )
+
+    @model_validator(mode="after")
+    def _window(self) -> Canaries:
+        if self.window < self.min:
+            raise ValueError(f"window {self.window} is below min {self.min}: the run could never be halted")
+        return self
+
+
+class Rung(Model):
+    """A cheaper judge that is asked before judge.prompt, and settles what it is sure of. null: as in `judge`."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="Its files are in judgments_NAME.")
+    kind: Literal["llm", "teacher"] = Field("llm", description="teacher: by the scores of `teacher`; asks nobody.")
+    prompt: str = Field("graded", description="Name in prompts/judge, or the path of a prompt file.")
+    llm: Endpoint | None = Field(None, description="Endpoint of this rung; null: llm.")
+    settles: Literal["both", "relevant", "irrelevant"] = Field(
+        "both", description="The verdicts that are final here; all else goes to the next rung."
+    )
+    relevant_from: int | None = Field(None, ge=1, le=3, description="Grades from here on are relevant.")
+    irrelevant_to: int | None = Field(None, ge=0, le=2, description="Grades up to here are irrelevant.")
+    relevant_p: float | None = Field(None, ge=0, le=1, description="Probabilities of Yes from here on are relevant.")
+    irrelevant_p: float | None = Field(None, ge=0, le=1, description="Probabilities up to here are irrelevant.")
+    above: float | None = Field(None, description="kind teacher: scores from here on are relevant.")
+    below: float | None = Field(None, description="kind teacher: scores up to here are irrelevant.")
+    unit: Literal["score", "percentile"] = Field(
+        "score", description="kind teacher: what above and below count, of the scores of the whole pool."
+    )
+
+    @model_validator(mode="after")
+    def _kinds(self) -> Rung:
+        bounds = [bound for bound in (self.below, self.above) if bound is not None]
+        if self.name == "judge":
+            raise ValueError("name judge is that of the last rung, which is judge.prompt itself; take another")
+        if (self.kind == "teacher") != bool(bounds):
+            raise ValueError("above and below are for kind teacher, which needs one of them")
+        if self.kind == "teacher" and self.llm is not None:
+            raise ValueError("a rung of kind teacher asks no LLM; leave llm out")
+        if bounds != sorted(set(bounds)):
+            raise ValueError(f"below {self.below} must be under above {self.above}")
+        if self.unit == "percentile" and not all(0 <= bound <= 100 for bound in bounds):
+            raise ValueError("percentiles are from 0 to 100")
+        return self
+
+
+# What a rung may set for itself.
+OWN = ("relevant_from", "irrelevant_to", "relevant_p", "irrelevant_p")
+
+
 class Judge(Model):
     """The LLM's grades, and what they mean."""
 
@@ -114,14 +174,67 @@ class Judge(Model):
     pool: int | None = Field(None, ge=1, description="Candidates judged per query; null: twice mining.negatives.")
     relevant_from: int = Field(2, ge=1, le=3, description="Grades from here on are relevant.")
     irrelevant_to: int = Field(1, ge=0, le=2, description="Grades up to here are irrelevant.")
+    relevant_p: float = Field(
+        0.5, ge=0, le=1, description="Of a binary prompt: probabilities of Yes from here on are relevant."
+    )
+    irrelevant_p: float = Field(
+        0.5, ge=0, le=1, description="Of a binary prompt: probabilities up to here are irrelevant, unless relevant."
+    )
     max_chars: int = Field(4000, ge=100, description="Longest passage shown, in characters; longer ones are cut.")
+    reference: bool = Field(
+        True, description="Show a known positive beside the passage; false: the prompt gets an empty one."
+    )
+    evidence: Literal["require", "downgrade"] = Field(
+        "require",
+        description="A relevant grade whose quote is not in the passage: require makes the answer unparsable,"
+        " downgrade makes the verdict unsure. Neither makes a negative.",
+    )
+    pack: int = Field(8, ge=1, le=64, description="Of a packed or listwise prompt: most passages in one request.")
+    orders: Literal[1, 2] = Field(
+        1, description="2: ask each pack in both directions; where the two disagree the verdict is unsure."
+    )
+    rungs: tuple[Rung, ...] = Field(
+        (),
+        description="Cheaper judges in order, each with name and prompt; `prompt` and `llm` above are the last one,"
+        " which decides what they leave open, and all that is generated.",
+    )
+    false_negatives: Literal["drop", "relabel", "report"] = Field(
+        "drop",
+        description="Candidates judged relevant are never negatives. drop: not used; relabel: exported as positives;"
+        " report: listed in decisions/false_negatives-*.",
+    )
+    max_false_negatives: int | None = Field(
+        None, ge=0, description="A query with more candidates judged relevant is set aside whole; null: no limit."
+    )
+    canaries: Canaries = Canaries()  # type: ignore[call-arg]
+    uncalibrated: bool = Field(
+        False, description="Export though `miner calibrate judge` does not vouch for this judge; the data card says so."
+    )
     llm: Endpoint | None = Field(None, description="Endpoint of this stage alone.")
 
     @model_validator(mode="after")
     def _grades(self) -> Judge:
         if self.irrelevant_to >= self.relevant_from:
             raise ValueError(f"irrelevant_to {self.irrelevant_to} must be below relevant_from {self.relevant_from}")
+        if self.irrelevant_p > self.relevant_p:
+            raise ValueError(f"irrelevant_p {self.irrelevant_p} must not be above relevant_p {self.relevant_p}")
         return self
+
+    @model_validator(mode="after")
+    def _rungs(self) -> Judge:
+        names = [rung.name for rung in self.rungs]
+        if double := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"rungs: the name {double[0]} is there twice; give each its own")
+        for rung in self.rungs:
+            own = self.of(rung)
+            if own.irrelevant_to >= own.relevant_from or own.irrelevant_p > own.relevant_p:
+                raise ValueError(f"rung {rung.name}: what is irrelevant must lie below what is relevant")
+        return self
+
+    def of(self, rung: Rung) -> Judge:
+        """The judge that a rung is: without rungs, with its own prompt, endpoint and bounds."""
+        own = {name: value for name in OWN if (value := getattr(rung, name)) is not None}
+        return self.model_copy(update={**own, "prompt": rung.prompt, "llm": rung.llm, "rungs": ()})
 
 
 class Generator(Model):

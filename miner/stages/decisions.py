@@ -8,12 +8,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from miner import ranking
 from miner.config import Job
-from miner.records import DECISIONS, OUTCOMES
+from miner.records import DECISIONS, FALSE_NEGATIVES, OUTCOMES
 
 Row = dict[str, Any]
+TOO_MANY = "too_many_false_negatives"
+# A column of decisions and the one of judgments that it repeats.
+JUDGED = {"grade": "grade", "verdict": "verdict", "status": "status", "judge_score": "score", "rung": "rung"}
 Array = np.ndarray[Any, Any]
 
 
@@ -36,7 +40,45 @@ def run(
         written += _synthetic(synthetic[query_id], kept[query_id], job.mining.negatives)
     kept.update(row["query_id"] for row in written if row["kept"])
     decided = pa.concat_tables([mined, pa.Table.from_pylist(written, DECISIONS)])
-    return decided, _outcomes(positives, kept, job.export.min_negatives)
+    return decided, _outcomes(positives, kept, _relevant(mined), job)
+
+
+def false_negatives(decided: pa.Table, became: pa.Table, judgments: pa.Table | None, job: Job) -> pa.Table | None:
+    """FALSE_NEGATIVES rows: the mined candidates that were judged relevant, of the queries that are not set aside.
+
+    decided, became: what `run` returned for the same judgments. None where the job drops them unlisted. Where it
+    relabels, `source` is "relabelled" and the rows are positives like all others; else it is "reported".
+    """
+    if judgments is None or job.judge.false_negatives == "drop":
+        return None
+    aside = became.filter(pc.equal(became.column("reason"), TOO_MANY)).column("query_id")
+    mined = decided.filter(pc.equal(decided.column("source"), "mined"))
+    mask = pc.and_(_is_relevant(mined), pc.invert(pc.is_in(mined.column("query_id"), value_set=aside.combine_chunks())))
+    found = mined.filter(mask)
+    said = judgments.filter(pc.is_in(_key(judgments), value_set=_key(found).combine_chunks()))
+    columns = {name: found.column(name) for name in ("query_id", "doc_id", "score", "teacher_score", "judge_score")}
+    # A teacher gives no grade.
+    columns |= {"relevance": pc.fill_null(found.column("grade"), job.judge.relevant_from), "rung": found.column("rung")}
+    columns |= {name: said.column(name) for name in ("evidence", "request_key")}
+    source = "relabelled" if job.judge.false_negatives == "relabel" else "reported"
+    columns["source"] = pa.array([source] * found.num_rows, pa.string())
+    return pa.table({name: columns[name] for name in FALSE_NEGATIVES.names}).cast(FALSE_NEGATIVES)
+
+
+def _key(table: pa.Table) -> Any:
+    """query_id and doc_id in one: the length tells where the first ends."""
+    size = pc.cast(pc.utf8_length(table.column("query_id")), pa.large_string())
+    return pc.binary_join_element_wise(size, table.column("query_id"), table.column("doc_id"), " ")
+
+
+def _is_relevant(decided: pa.Table) -> Any:
+    said = (pc.equal(decided.column(name), value) for name, value in (("status", "ok"), ("verdict", "relevant")))
+    return pc.fill_null(pc.and_(*said), False)
+
+
+def _relevant(mined: pa.Table) -> Counter[str]:
+    """By query, how many mined candidates were judged relevant."""
+    return Counter(mined.filter(_is_relevant(mined)).column("query_id").to_pylist())
 
 
 def _mined(candidates: pa.Table, judgments: pa.Table | None, wanted: int) -> pa.Table:
@@ -71,11 +113,10 @@ def _refusals(judgments: pa.Table) -> Array:
 
 def _judged(judgments: pa.Table | None, in_pool: Array) -> dict[str, Any]:
     """The judgment columns spread over all candidates, null outside the pool."""
-    names = ("grade", "verdict", "status")
     if judgments is None:
-        return {name: pa.nulls(len(in_pool), DECISIONS.field(name).type) for name in names}
+        return {name: pa.nulls(len(in_pool), DECISIONS.field(name).type) for name in JUDGED}
     place = pa.array(np.cumsum(in_pool) - 1, mask=~in_pool)
-    return {name: judgments.column(name).take(place) for name in names}
+    return {name: judgments.column(source).take(place) for name, source in JUDGED.items()}
 
 
 def _synthetic(rows: list[Row], mined: int, wanted: int) -> list[Row]:
@@ -85,7 +126,7 @@ def _synthetic(rows: list[Row], mined: int, wanted: int) -> list[Row]:
         place += not reason
         decided.append(
             {
-                **{name: row["judgment"].get(name) for name in ("grade", "verdict", "status")},
+                **{name: row["judgment"].get(source) for name, source in JUDGED.items()},
                 "query_id": row["query_id"],
                 "doc_id": row["doc_id"],
                 "source": "synthetic",
@@ -104,19 +145,26 @@ def _synthetic_refusal(row: Row) -> str:
         return f"generator_{row['status']}"
     if row["copy_of"]:
         return f"copy_of_{row['copy_of']}"
+    if row.get("reason"):  # a check of the generator's refused it, and nobody was asked
+        return f"generated_{row['reason']}"
     if judgment["status"] != "ok":
         return f"judge_{judgment['status']}"
     return "" if judgment["verdict"] == "irrelevant" else f"judged_{judgment['verdict']}"
 
 
-def _outcomes(positives: Iterable[str], kept: Counter[str], enough: int) -> pa.Table:
-    rows = [
-        {
-            "query_id": query_id,
-            "positives": count,
-            "negatives": kept[query_id],
-            "reason": "" if kept[query_id] >= enough else "too_few_negatives",
-        }
-        for query_id, count in sorted(Counter(positives).items())
-    ]
+def _outcomes(positives: Iterable[str], kept: Counter[str], relevant: Counter[str], job: Job) -> pa.Table:
+    limit = job.judge.max_false_negatives
+    rows = []
+    for query_id, count in sorted(Counter(positives).items()):
+        too_many = limit is not None and relevant[query_id] > limit
+        reason = "" if kept[query_id] >= job.export.min_negatives else "too_few_negatives"
+        rows.append(
+            {
+                "query_id": query_id,
+                "positives": count,
+                "negatives": kept[query_id],
+                "false_negatives": relevant[query_id],
+                "reason": TOO_MANY if too_many else reason,
+            }
+        )
     return pa.Table.from_pylist(rows, OUTCOMES)

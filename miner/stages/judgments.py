@@ -1,84 +1,254 @@
 """Ask the judge about (query, passage) pairs and write down what it said.
 
-Only status ok with a grade at or below `irrelevant_to` may admit a negative. A call that failed, was refused, was cut
-or cannot be read has a status of its own and never a grade.
+Only status ok with the verdict irrelevant may admit a negative. A call that failed, was refused, was cut or cannot be
+read has a status of its own and never a grade. What the judge is in doubt about is ok, but unsure: a grade between the
+bounds, a probability between the bounds, two orders of a pack that disagree, a quote that is not there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from itertools import groupby, islice
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
-from miner import prompts
+from miner import answers, meter, packs, prompts
 from miner.config import Endpoint, Judge
+from miner.errors import UserError
 from miner.ledger import Request
 from miner.llms import Ask, Reply, form_check, request
 from miner.records import JUDGMENTS
 
 BATCH = 8192
 GRADES = range(4)
+SEED = 13
+RUNG = "judge"
+# What is not surely irrelevant has the grade of a Yes: no bound on grades takes it for a negative.
+YES_NO = {"relevant": "Yes", "unsure": "Yes", "irrelevant": "No"}
+Row = dict[str, Any]
+Shape = tuple[int, ...]
+Pairs = Callable[[], Iterator["Pair"]]
 
 
 @dataclass(frozen=True)
 class Pair:
+    """canary: where the pair comes from if its answer is known, else ""; such rows are kept apart."""
+
     query_id: str
     doc_id: str
     query: str
     positive: str
     passage: str
+    canary: str = ""
 
 
-def run(pairs: Any, prompt: prompts.Prompt, endpoint: Endpoint, judge: Judge, ask: Ask) -> Iterator[pa.Table]:
-    """One JUDGMENTS row per pair, in order. pairs: a function that starts the iteration anew at each call."""
+class Said(NamedTuple):
+    """What the judge says of a pair. other_key: of the request in the other order, or ""."""
 
-    rows: list[dict[str, Any]] = []
-    asked = partial(requests, pairs, prompt, endpoint, judge)
-    for pair, reply in zip(pairs(), ask(asked, form_check(prompt)), strict=True):
-        rows.append(_row(pair, reply, prompt, judge))
-        if len(rows) == BATCH:
+    parsed: prompts.Parsed
+    verdict: str
+    key: str
+    other_key: str = ""
+
+
+def run(
+    pairs: Pairs,
+    prompt: prompts.Prompt,
+    endpoint: Endpoint,
+    judge: Judge,
+    ask: Ask,
+    seed: int = SEED,
+    rung: str = RUNG,
+    canaries: list[Row] | None = None,
+    notice: Callable[[Request, list[Pair]], None] | None = None,
+) -> Iterator[pa.Table]:
+    """One JUDGMENTS row per pair, in order. pairs: a function that starts the iteration anew at each call.
+
+    canaries: gets the rows of pairs that are some, which the tables lack. notice: is told of each request, before it is
+    asked, with its pairs as they are shown. Raises UserError where judge and prompt contradict each other.
+    """
+    check(prompt, judge)
+    rows: list[Row] = []
+    asked = partial(requests, pairs, prompt, endpoint, judge, seed, notice)
+    replies = ask(asked, form_check(prompt))
+    for group in groups(pairs(), prompt):
+        found = shapes(group, prompt, judge, seed)
+        answered = list(islice(replies, len(found)))
+        for pair, row in zip(group, _rows(group, found, answered, prompt, judge, rung), strict=True):
+            if not pair.canary:
+                rows.append(row)
+            elif canaries is not None:
+                canaries.append({**row, "source": pair.canary})
+        if len(rows) >= BATCH:
             yield pa.Table.from_pylist(rows, JUDGMENTS)
             rows = []
     yield pa.Table.from_pylist(rows, JUDGMENTS)
 
 
-def requests(pairs: Any, prompt: prompts.Prompt, endpoint: Endpoint, judge: Judge) -> Iterator[Request]:
-    """What is asked of each pair, in order."""
-    return (_request(pair, prompt, endpoint, judge) for pair in pairs())
+def check(prompt: prompts.Prompt, judge: Judge) -> None:
+    if prompt.mode == "listwise" and not judge.reference:
+        raise UserError(
+            f"judge.reference: false, but prompt {prompt.front.name} is listwise and compares passages with the"
+            " reference; take another prompt, or leave the key out"
+        )
+
+
+# ---------------------------------------------------------------- ask
+
+
+def groups(pairs: Iterable[Pair], prompt: prompts.Prompt) -> Iterator[list[Pair]]:
+    """What is asked together: each pair alone; where the prompt shows many, neighbours of one query and positive."""
+    if prompt.mode not in prompts.MANY:
+        return ([pair] for pair in pairs)
+    return (list(some) for _, some in groupby(pairs, lambda pair: (pair.query_id, pair.query, pair.positive)))
+
+
+def shapes(group: list[Pair], prompt: prompts.Prompt, judge: Judge, seed: int) -> list[Shape]:
+    """The requests about a group, in order: the numbers of their pairs, as they are shown."""
+    if prompt.mode not in prompts.MANY:
+        return [(0,)]
+    return packs.shapes([pair.doc_id for pair in group], judge.pack, judge.orders, seed)
+
+
+def requests(
+    pairs: Pairs,
+    prompt: prompts.Prompt,
+    endpoint: Endpoint,
+    judge: Judge,
+    seed: int = SEED,
+    notice: Callable[[Request, list[Pair]], None] | None = None,
+) -> Iterator[Request]:
+    """What is asked, in order."""
+    for group in groups(pairs(), prompt):
+        for shape in shapes(group, prompt, judge, seed):
+            shown = [group[number] for number in shape]
+            made = request_about(shown, prompt, endpoint, judge)
+            if notice is not None:
+                notice(made, shown)
+            yield made
 
 
 def _request(pair: Pair, prompt: prompts.Prompt, endpoint: Endpoint, judge: Judge) -> Request:
-    made = _rendered(pair, prompt, endpoint, judge.max_chars)
-    size = max(len(pair.passage[: judge.max_chars]), len(pair.positive[: judge.max_chars]))
+    return request_about([pair], prompt, endpoint, judge)
+
+
+def request_about(shown: list[Pair], prompt: prompts.Prompt, endpoint: Endpoint, judge: Judge) -> Request:
+    """The request about pairs of one query and positive. Without judge.reference the positive is empty."""
+    made = _rendered(shown, prompt, endpoint, judge, judge.max_chars)
+    texts = [pair.passage for pair in shown] + ([shown[0].positive] if judge.reference else [])
+    size = min(judge.max_chars, max(map(len, texts)))
     if not endpoint.shorten or size < 2:
         return made
-    return replace(made, shorter=_rendered(pair, prompt, endpoint, size // 2).body)
+    return replace(made, shorter=_rendered(shown, prompt, endpoint, judge, size // 2).body)
 
 
-def _rendered(pair: Pair, prompt: prompts.Prompt, endpoint: Endpoint, chars: int) -> Request:
-    values = {"query": pair.query, "positive": pair.positive[:chars], "passage": pair.passage[:chars]}
-    values["nonce"] = prompts.nonce(*values.values())
-    about = {"query_id": pair.query_id, "doc_id": pair.doc_id}
-    return request(endpoint, prompt, about, **{k: v for k, v in values.items() if k in prompt.front.inputs})
+def _rendered(shown: list[Pair], prompt: prompts.Prompt, endpoint: Endpoint, judge: Judge, chars: int) -> Request:
+    first = shown[0]
+    positive = first.positive[:chars] if judge.reference else ""
+    passages = [pair.passage[:chars] for pair in shown]
+    if prompt.mode in prompts.MANY:
+        values, _ = prompts.fill_many(prompt, first.query, positive, passages)
+    else:
+        values = prompts.fill(prompt, query=first.query, positive=positive, passage=passages[0])
+    about = {"query_id": first.query_id, "doc_id": " ".join(pair.doc_id for pair in shown)}
+    return request(endpoint, prompt, about, **values)
 
 
-def _row(pair: Pair, reply: Reply, prompt: prompts.Prompt, judge: Judge) -> dict[str, Any]:
-    read = prompts.read_answer(reply.response, prompt.front.answer_schema, reply.error)
-    parsed = check_evidence(read, pair.passage[: judge.max_chars], judge)
-    if parsed.status == "ok" and reply.note:
-        parsed = replace(parsed, detail=reply.note)
-    grade = parsed.value.get("grade")
-    return {
-        "query_id": pair.query_id,
-        "doc_id": pair.doc_id,
-        "grade": grade,
-        "verdict": verdict(grade, judge) if parsed.status == "ok" else "failed",
-        "evidence": parsed.value.get("evidence", ""),
-        **prompts.answered(parsed, reply.request.key, reply.request.body["model"], prompt, reply.response),
-    }
+# ---------------------------------------------------------------- read
+
+
+def read(
+    group: Sequence[Pair], found: Sequence[Shape], replies: Sequence[Reply], prompt: prompts.Prompt, judge: Judge
+) -> list[Said]:
+    """What the replies to the requests about a group say of each of its pairs, in order."""
+    heard: list[list[Said]] = [[] for _ in group]
+    for shape, reply in zip(found, replies, strict=True):
+        for number, parsed in zip(shape, _parsed(len(shape), reply, prompt), strict=True):
+            passage = group[number].passage[: judge.max_chars]
+            heard[number].append(_said(parsed, passage, reply, prompt, judge))
+    return [said[0] if len(said) == 1 else _both(said[0], said[1]) for said in heard]
+
+
+def _parsed(size: int, reply: Reply, prompt: prompts.Prompt) -> list[prompts.Parsed]:
+    schema = prompt.front.answer_schema
+    if prompt.mode == "binary":
+        return [answers.read_yes_no(reply.response, reply.error)]
+    if prompt.mode in prompts.MANY:
+        reader = answers.read_packed if prompt.mode == "packed" else answers.read_listwise
+        ids = [str(number) for number in range(1, size + 1)]
+        return list(reader(reply.response, schema, ids, reply.error).values())
+    return [prompts.read_answer(reply.response, schema, reply.error)]
+
+
+def _said(parsed: prompts.Parsed, passage: str, reply: Reply, prompt: prompts.Prompt, judge: Judge) -> Said:
+    checked, doubt = parsed, ""
+    if prompt.mode != "binary":
+        checked = check_evidence(parsed, passage, judge)
+        if checked.status != parsed.status and judge.evidence == "downgrade" and parsed.value["grade"] in GRADES:
+            checked, doubt = replace(parsed, detail=checked.detail), checked.detail
+    if checked.status != "ok":
+        found = "failed"
+    elif prompt.mode == "binary":
+        found = by_probability(checked.value["probability"], judge)
+        checked = replace(checked, value={**checked.value, "grade": answers.YES_NO_GRADES[YES_NO[found]]})
+    else:
+        found = "unsure" if doubt else verdict(checked.value["grade"], judge)
+    if checked.status == "ok" and reply.note:
+        checked = replace(checked, detail="; ".join(filter(None, (checked.detail, reply.note))))
+    return Said(checked, found, reply.request.key)
+
+
+def _both(first: Said, second: Said) -> Said:
+    """A pair that was asked about in two orders. Where the verdicts differ it is unsure, at the higher grade; where one
+    answer cannot be used, neither can."""
+    for said in (first, second):
+        if said.parsed.status != "ok":
+            return Said(said.parsed, "failed", first.key, second.key)
+    grades = [said.parsed.value["grade"] for said in (first, second)]
+    parsed = first.parsed if grades[0] >= grades[1] else second.parsed
+    if first.verdict == second.verdict:
+        return Said(parsed, first.verdict, first.key, second.key)
+    return Said(replace(parsed, detail=f"two orders disagree: grades {grades}"), "unsure", first.key, second.key)
+
+
+def _rows(
+    group: list[Pair],
+    found: list[Shape],
+    replies: list[Reply],
+    prompt: prompts.Prompt,
+    judge: Judge,
+    rung: str,
+) -> Iterator[Row]:
+    said = read(group, found, replies, prompt, judge)
+    for number, (pair, one) in enumerate(zip(group, said, strict=True)):
+        value = one.parsed.value
+        borne = [reply for shape, reply in zip(found, replies, strict=True) if min(shape) == number]
+        yield {
+            "query_id": pair.query_id,
+            "doc_id": pair.doc_id,
+            "grade": value.get("grade"),
+            "verdict": one.verdict,
+            "evidence": value.get("evidence", ""),
+            "score": value["probability"] if prompt.mode == "binary" and value else None,
+            "rung": rung,
+            **prompts.answered(one.parsed, one.key, replies[0].request.body["model"], prompt, _usage(borne)),
+            "other_key": one.other_key or None,
+        }
+
+
+def _usage(replies: list[Reply]) -> Any:
+    """What the requests took whose tokens a row bears, as a response tells it."""
+    if len(replies) < 2:
+        return replies[0].response if replies else None
+    used = [meter.used(reply.response) for reply in replies]
+    return {"usage": {"prompt_tokens": sum(u[0] for u in used), "completion_tokens": sum(u[1] for u in used)}}
+
+
+# ---------------------------------------------------------------- what an answer is worth
 
 
 def check_evidence(parsed: prompts.Parsed, passage: str, judge: Judge) -> prompts.Parsed:
@@ -105,3 +275,12 @@ def verdict(grade: int | None, judge: Judge) -> str:
     if grade >= judge.relevant_from:
         return "relevant"
     return "irrelevant" if grade <= judge.irrelevant_to else "unsure"
+
+
+def by_probability(probability: float, judge: Judge) -> str:
+    """relevant from relevant_p on, else irrelevant up to irrelevant_p, else unsure. Rounded as the files hold it, so
+    that a bound chosen on them means the same here."""
+    stored = float(np.float32(probability))
+    if stored >= judge.relevant_p:
+        return "relevant"
+    return "irrelevant" if stored <= judge.irrelevant_p else "unsure"
