@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import gzip
 import json
+import os
+import subprocess
+import sys
+import threading
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -537,3 +543,130 @@ def test_queries_set_aside_are_in_no_block():
     (block,) = export.run([part], SMALL.texts(), export.Rules(Export()))
     assert block.ids.to_pylist() == ["b"]
     assert block.negatives.row.tolist() == [4]
+
+
+# ---------------------------------------------------------------- pushed to a hub
+
+
+class PushHub:
+    """A hub on the loopback interface that takes data sets: enough of its API for `upload_folder` of small files."""
+
+    def __init__(self, status: int = 200) -> None:
+        self.files: dict[str, bytes] = {}
+        self.asked: list[str] = []
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                hub.asked.append(f"{self.path} {self.headers.get('Authorization')}")
+                self._answer(status, hub.answer(self.path, body) if status == 200 else {"error": "no right to write"})
+
+            def do_GET(self) -> None:
+                self._answer(200, {"id": "me/toys", "sha": "0" * 40, "siblings": []})
+
+            def _answer(self, code: int, value: Any) -> None:
+                content = json.dumps(value).encode()
+                self.send_response(code)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def answer(self, path: str, body: bytes) -> Any:
+        if path == "/api/repos/create":
+            return {"url": f"{self.url}/datasets/me/toys", "name": "me/toys", "id": "1"}
+        if path.endswith("/preupload/main"):
+            asked = json.loads(body)["files"]
+            return {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in asked]}
+        if "/commit/" in path:
+            for line in body.splitlines():
+                found = json.loads(line)
+                if found["key"] == "file":
+                    self.files[found["value"]["path"]] = base64.b64decode(found["value"]["content"])
+            return {"commitUrl": f"{self.url}/datasets/me/toys/commit/0", "commitOid": "0" * 40, "commitMessage": ""}
+        return {}
+
+    def __enter__(self) -> PushHub:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+PUSH = """
+import sys
+from pathlib import Path
+from miner.errors import UserError
+from miner.exporters.hub import push
+try:
+    print(push(Path(sys.argv[1]), sys.argv[2], "MY_TOKEN"))
+except UserError as error:
+    print("UserError:", error)
+"""
+
+
+def pushed(folder: Path, repo: str, home: Path, **env: str) -> str:
+    """What push says, in a process of its own: the library reads its environment once."""
+    base = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+    base |= {"HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1", **env}
+    command = [sys.executable, "-c", PUSH, str(folder), repo]
+    done = subprocess.run(command, capture_output=True, text=True, env=base, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def pushable(tmp_path) -> Path:
+    folder = tmp_path / "export"
+    write("flagembedding", SMALL, folder)
+    (folder / "README.md").write_text("# card\n")
+    (folder / ".x.1.part").write_text("left over")
+    return folder
+
+
+def test_push_uploads_the_folder_with_its_card(tmp_path, pushable):
+    with PushHub() as hub:
+        assert (
+            pushed(pushable, "me/toys", tmp_path, HF_ENDPOINT=hub.url, MY_TOKEN="hf_x") == f"{hub.url}/datasets/me/toys"
+        )
+        assert hub.files == {p.name: p.read_bytes() for p in pushable.iterdir() if p.suffix != ".part"}
+        assert all(line.endswith("Bearer hf_x") for line in hub.asked)
+
+
+@pytest.mark.parametrize(
+    ("env", "repo", "words"),
+    [
+        ({}, "me/toys", "me/toys: not logged in; export MY_TOKEN, or run `hf auth login`"),
+        ({"MY_TOKEN": "hf_x", "HF_HUB_OFFLINE": "1"}, "me/toys", "me/toys: HF_HUB_OFFLINE is set"),
+        (
+            {"MY_TOKEN": "hf_x", "HF_ENDPOINT": "http://127.0.0.1:9"},
+            "me/toys",
+            "me/toys: cannot reach http://127.0.0.1:9",
+        ),
+        ({"MY_TOKEN": "hf_x", "HF_ENDPOINT": "http://127.0.0.1:9"}, "a/b/c", "a/b/c: no repository name"),
+    ],
+    ids=["no login", "offline", "no network", "bad name"],
+)
+def test_push_says_what_is_wrong_in_one_line(tmp_path, pushable, env, repo, words):
+    said = pushed(pushable, repo, tmp_path, **env)
+    assert said.startswith(f"UserError: {words}")
+    assert "\n" not in said
+
+
+def test_push_says_what_the_hub_refused(tmp_path, pushable):
+    with PushHub(403) as hub:
+        said = pushed(pushable, "me/toys", tmp_path, HF_ENDPOINT=hub.url, MY_TOKEN="hf_x")
+    assert said.startswith("UserError: me/toys: the hub refused (")
+    assert "\n" not in said
+    assert "hf_x" not in said
+    (pushable / "README.md").unlink()
+    assert "no export with a data card there" in pushed(pushable, "me/toys", tmp_path, MY_TOKEN="hf_x")

@@ -28,6 +28,20 @@ def export(tmp_path_factory, miner) -> Path:
     return folder / "job.job/export"
 
 
+FORMS = [
+    *("flagembedding-reranker", "flagembedding-m3", "st-labeled-pair", "st-labeled-list", "st-scored-pair"),
+    *("st-scored-list", "tevatron", "tevatron-legacy", "beir", "parquet"),
+]
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory, miner) -> Path:
+    """The same job's export in all other forms, a quarter of the queries held out."""
+    folder = tmp_path_factory.mktemp("forms")
+    miner("run", toy.job(folder, export={"formats": FORMS, "dev_share": 0.25}))
+    return folder / "job.job/export"
+
+
 @pytest.fixture(autouse=True)
 def offline(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -164,6 +178,90 @@ def weights(model) -> list[np.ndarray]:
     return [tensor.detach().numpy().copy() for tensor in model.parameters()]
 
 
+TRAINING = {
+    "max_steps": 1,
+    "per_device_train_batch_size": 4,
+    "use_cpu": True,
+    "report_to": "none",
+    "save_strategy": "no",
+    "remove_unused_columns": False,
+    "dataloader_pin_memory": False,
+}
+
+
+def learns(runner) -> None:
+    before = weights(runner.model.model)
+    done = runner.trainer.train()
+    assert np.isfinite(done.training_loss)
+    assert any((a != b).any() for a, b in zip(before, weights(runner.model.model), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:`max_length` is ignored:UserWarning")
+@pytest.mark.parametrize("same", [False, True])
+def test_flagembedding_trains_m3_with_three_outputs_and_self_distillation(forms, tmp_path, same):
+    import tiny_m3
+    from FlagEmbedding.finetune.embedder.encoder_only.m3 import (
+        EncoderOnlyEmbedderM3ModelArguments,
+        EncoderOnlyEmbedderM3Runner,
+        EncoderOnlyEmbedderM3TrainingArguments,
+    )
+
+    folder = tiny_m3.m3(tmp_path / "bge-m3")
+    training = EncoderOnlyEmbedderM3TrainingArguments(
+        output_dir=str(tmp_path / "out"),
+        unified_finetuning=True,
+        use_self_distill=True,
+        kd_loss_type="m3_kd_loss",
+        **TRAINING,
+    )
+    data = arguments(forms / "flagembedding-m3.jsonl", 4, knowledge_distillation=True, same_dataset_within_batch=same)
+    learns(EncoderOnlyEmbedderM3Runner(EncoderOnlyEmbedderM3ModelArguments(str(folder)), data, training))
+
+
+def reranker_arguments(path: Path, group: int, **more):
+    from FlagEmbedding.abc.finetune.reranker import AbsRerankerDataArguments
+
+    return AbsRerankerDataArguments(
+        train_data=[str(path)], cache_path=str(path.parent / "cache"), train_group_size=group, **more
+    )
+
+
+@pytest.mark.filterwarnings("ignore:`max_length` is ignored:UserWarning")
+@pytest.mark.parametrize("distil", [False, True])
+def test_flagembedding_trains_a_reranker_a_step(forms, tmp_path, distil):
+    from FlagEmbedding.abc.finetune.reranker import AbsRerankerModelArguments, AbsRerankerTrainingArguments
+    from FlagEmbedding.finetune.reranker.encoder_only.base import EncoderOnlyRerankerRunner
+
+    folder = tiny.cross_encoder(tmp_path / "bge-reranker-base")
+    path = forms / "flagembedding-reranker.jsonl"
+    data = reranker_arguments(path, 1 + NEGATIVES, knowledge_distillation=distil)
+    training = AbsRerankerTrainingArguments(output_dir=str(tmp_path / "out"), **TRAINING)
+    runner = EncoderOnlyRerankerRunner(AbsRerankerModelArguments(str(folder)), data, training)
+    rows = jsonl(path)
+    items = [runner.train_dataset[i] for i in range(len(runner.train_dataset))]
+    assert len(items) == len(rows) == 12
+    for (batch, found), row in zip(items, rows, strict=True):
+        assert len(batch) == 1 + NEGATIVES
+        assert found is None if not distil else sorted(found) == sorted(row["pos_scores"] + row["neg_scores"])
+    learns(runner)
+
+
+def test_flagembeddings_llm_reranker_keeps_its_own_question(forms, tmp_path):
+    """An empty `prompt` in the file would take its place."""
+    from FlagEmbedding.abc.finetune.reranker import AbsLLMRerankerTrainDataset
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(tiny.cross_encoder(tmp_path / "model")))
+    args = reranker_arguments(forms / "flagembedding-reranker.jsonl", 2, query_max_len=64, passage_max_len=256)
+    data = AbsLLMRerankerTrainDataset(args=args, tokenizer=tokenizer)
+    question = "Given a query A and a passage B, determine whether the passage contains an answer to the query by"
+    asked = tokenizer(question, add_special_tokens=False)["input_ids"]
+    for item in range(len(data)):
+        for passage in data[item][0]:
+            ids = passage["input_ids"]
+            assert any(ids[i : i + len(asked)] == asked for i in range(len(ids)))
+
+
 # ---------------------------------------------------------------- sentence-transformers
 
 
@@ -262,3 +360,128 @@ def test_a_file_without_scores_trains_too(tmp_path, miner, student):
     data = table(tmp_path / "job.job/export", "st-ntuple")
     assert data.column_names == ["anchor", "positive", "negative_1", "negative_2", "negative_3"]
     assert np.isfinite(trainer(student, data, "MultipleNegativesRankingLoss", tmp_path / "out").train().training_loss)
+
+
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        ("st-labeled-pair", "ContrastiveLoss"),
+        ("st-labeled-pair", "OnlineContrastiveLoss"),
+        ("st-scored-pair", "CoSENTLoss"),
+        ("st-scored-pair", "CosineSimilarityLoss"),
+    ],
+)
+def test_pairs_train_an_embedder_a_step(forms, tmp_path, student, name, loss):
+    run = trainer(student, table(forms, name), loss, tmp_path / "out")
+    batch = next(iter(run.get_train_dataloader()))
+    assert {key.removesuffix("_input_ids") for key in batch if key.endswith("_input_ids")} == {"anchor", "positive"}
+    assert tuple(batch["label"].shape) == (4,)
+    before = weights(student)
+    assert np.isfinite(run.train().training_loss)
+    assert any((a != b).any() for a, b in zip(before, weights(student), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        ("st-labeled-pair", "BinaryCrossEntropyLoss"),
+        ("st-labeled-list", "LambdaLoss"),
+        ("st-labeled-list", "PListMLELoss"),
+        ("st-labeled-list", "ListNetLoss"),
+        ("st-scored-pair", "MSELoss"),
+        ("st-scored-list", "ListNetLoss"),
+        ("st-scored-list", "RankNetLoss"),
+    ],
+)
+def test_pairs_and_lists_train_a_cross_encoder_a_step(forms, tmp_path, name, loss):
+    from sentence_transformers.cross_encoder import (
+        CrossEncoder,
+        CrossEncoderTrainer,
+        CrossEncoderTrainingArguments,
+        losses,
+    )
+
+    model = CrossEncoder(str(tiny.bert_cross_encoder(tmp_path / "model")), num_labels=1, device="cpu")
+    args = CrossEncoderTrainingArguments(
+        output_dir=str(tmp_path / "out"),
+        disable_tqdm=True,
+        **{key: value for key, value in TRAINING.items() if key != "remove_unused_columns"},
+    )
+    run = CrossEncoderTrainer(
+        model=model, args=args, train_dataset=table(forms, name), loss=getattr(losses, loss)(model)
+    )
+    before = weights(model)
+    assert np.isfinite(run.train().training_loss)
+    assert any((a != b).any() for a, b in zip(before, weights(model), strict=True))
+
+
+# ---------------------------------------------------------------- Tevatron and BEIR, where they are installed
+
+
+def test_current_tevatron_reads_every_item(forms):
+    """Its data set class, from ids to texts; needs Tevatron's main branch, which no registry has."""
+    dataset = pytest.importorskip("tevatron.retriever.dataset")
+    arguments_ = importlib.import_module("tevatron.retriever.arguments")
+    by_folder = {"dataset_name": str(forms / "tevatron"), "corpus_name": str(forms / "tevatron-corpus")}
+    by_file = {"dataset_name": "json", "dataset_path": str(forms / "tevatron/train.jsonl")}
+    by_file |= {"corpus_name": "json", "corpus_path": str(forms / "tevatron-corpus/corpus.jsonl")}
+    texts = {row["docid"]: row["text"] for row in jsonl(forms / "tevatron-corpus/corpus.jsonl")}
+    rows = jsonl(forms / "tevatron/train.jsonl")
+    for given in (by_folder, by_file):
+        args = arguments_.DataArguments(train_group_size=1 + NEGATIVES, **given)
+        data = dataset.TrainDataset(args, trainer=epoch_zero())
+        assert len(data) == len(rows) == 12
+        for i, row in enumerate(rows):
+            (query, *_), passages = data[i]
+            assert query == row["query_text"]
+            assert passages[0][0] in [texts[doc_id] for doc_id in row["positive_document_ids"]]
+            assert sorted(p[0] for p in passages[1:]) == sorted(texts[d] for d in row["negative_document_ids"])
+
+
+def test_current_tevatron_reads_the_older_form(forms):
+    dataset = pytest.importorskip("tevatron.retriever.dataset")
+    arguments_ = importlib.import_module("tevatron.retriever.arguments")
+    path = forms / "tevatron-legacy.jsonl"
+    args = arguments_.DataArguments(dataset_name="json", dataset_path=str(path), train_group_size=1 + NEGATIVES)
+    data = dataset.TrainDataset(args, trainer=epoch_zero())
+    rows = jsonl(path)
+    assert len(data) == len(rows)
+    for i, row in enumerate(rows):
+        (query, *_), passages = data[i]
+        known = [f"{p['title']} {p['text']}" for p in row["positive_passages"] + row["negative_passages"]]
+        assert query == row["query"]
+        assert sorted(p[0] for p in passages) == sorted(known)
+
+
+def epoch_zero():
+    from types import SimpleNamespace
+
+    return SimpleNamespace(state=SimpleNamespace(epoch=0), args=SimpleNamespace(seed=1))
+
+
+def test_older_tevatron_reads_every_item(forms, tmp_path):
+    """Version 0.1.0, which is the last on PyPI: its preprocessor, over the rows as `datasets` opens them."""
+    preprocessor = pytest.importorskip("tevatron.datasets.preprocessor")
+    import datasets
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(tiny.bert(tmp_path / "model")))
+    path = forms / "tevatron-legacy.jsonl"
+    data = datasets.load_dataset("json", data_files=str(path), split="train")
+    for row, known in zip(data, jsonl(path), strict=True):
+        found = preprocessor.TrainPreProcessor(tokenizer)(row)
+        assert len(found["positives"]) == 1
+        assert len(found["negatives"]) == NEGATIVES
+        text = f"{known['positive_passages'][0]['title']} {known['positive_passages'][0]['text']}"
+        assert found["positives"][0] == tokenizer.encode(text, add_special_tokens=False)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # its own
+def test_beirs_own_loader_reads_the_folder(forms):
+    loader = pytest.importorskip("beir.datasets.data_loader")
+    for split, queries in (("train", 12), ("dev", 4)):
+        corpus, found, qrels = loader.GenericDataLoader(data_folder=str(forms / "beir")).load(split=split)
+        assert len(corpus) == 25
+        assert len(found) == len(qrels) == queries
+        assert {grade for row in qrels.values() for grade in row.values()} == {0, 1}
+        assert all(doc_id in corpus for row in qrels.values() for doc_id in row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 
@@ -9,6 +10,17 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from miner.errors import UserError
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """What a lost connection raises: the errors of httpx or httpx2, whichever the library speaks through, or OSError."""
+    found: list[type[Exception]] = [OSError]
+    for name in ("httpx", "httpx2"):
+        try:
+            found.append(importlib.import_module(name).HTTPError)
+        except ImportError:
+            continue
+    return tuple(found)
 
 
 def push(folder: Path, repo_id: str, token_env: str = "HF_TOKEN", private: bool = True) -> str:
@@ -39,7 +51,7 @@ def push(folder: Path, repo_id: str, token_env: str = "HF_TOKEN", private: bool 
         raise UserError(
             f"{repo_id}: the hub refused ({_line(error)}); check the name and the rights of the token"
         ) from None
-    except OSError as error:
+    except _transport_errors() as error:
         raise UserError(f"{repo_id}: cannot reach {api.endpoint} ({_line(error)}); check the network") from None
     return f"{api.endpoint}/datasets/{repo_id}"
 
