@@ -13,7 +13,7 @@ from miner.errors import UserError
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:
-    """What a lost connection raises: the errors of httpx or httpx2, whichever the library speaks through, or OSError."""
+    """What a lost connection raises: an error of httpx or httpx2, whichever the library speaks through, or OSError."""
     found: list[type[Exception]] = [OSError]
     for name in ("httpx", "httpx2"):
         try:
