@@ -258,7 +258,8 @@ class Ledger:
     def release(self, charge: Charge, sent: bool = True) -> None:
         """Give back what a try took that was not charged. sent: it counts as a request all the same."""
         with self._writing():
-            self._add({"tokens": -charge.tokens, "cost": -(charge.cost or 0.0), "requests": 0 if sent else -charge.requests})
+            requests = 0 if sent else -charge.requests
+            self._add({"tokens": -charge.tokens, "cost": -(charge.cost or 0.0), "requests": requests})
 
     def settle(self, reserved: Charge | None, used: Usage) -> None:
         """Replace what was reserved by what was used."""

@@ -187,8 +187,8 @@ class Meter:
             limit, spent = getattr(self._limits, passed), self.ledger.totals()[passed]
             sign = "$" if passed == "cost" else ""
             raise BudgetReached(
-                f"budget.max_{passed}: {sign}{spent:.10g} of {sign}{limit:.10g} are taken and the next request could pass"
-                " it; what was answered is kept. Raise the budget and run again"
+                f"budget.max_{passed}: {sign}{spent:.10g} of {sign}{limit:.10g} are taken and the next request could"
+                " pass it; what was answered is kept. Raise the budget and run again"
             )
         self._reserved.setdefault(request.key, []).append(charge)
 
@@ -237,12 +237,21 @@ class Meter:
                 len(str(m.get("content") or "").encode("utf-8", "replace")) for m in request.body["messages"]
             )
         self._recent.append((self.clock(), prompt + completion))
+        self._forget(self.clock())
+
+    @property
+    def reserved(self) -> bool:
+        """Is anything in flight that the budget was asked for?"""
+        return bool(self._reserved)
+
+    def _forget(self, now: float) -> None:
+        while self._recent and self._recent[0][0] < now - RECENT_S:
+            self._recent.popleft()
 
     def line(self, left: int) -> str:
         """What the progress line says beside its count: pace of the last 30 s, cost so far and at the end, refusals."""
         now = self.clock()
-        while self._recent and self._recent[0][0] < now - RECENT_S:
-            self._recent.popleft()
+        self._forget(now)
         span = max(now - self._recent[0][0], 1.0) if self._recent else 1.0
         parts = [f"{len(self._recent) / span:.1f} req/s", f"{sum(t for _, t in self._recent) / span:.0f} tok/s"]
         if self.price is None:

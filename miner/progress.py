@@ -30,7 +30,7 @@ def bar(what: str, total: int | None, unit: str, note: Note = _no_note) -> Itera
 
             def tick(count: int) -> None:
                 if shown.update(count) and total:  # true as often as the bar is drawn anew
-                    shown.set_postfix_str(note(total - shown.n))
+                    shown.set_postfix_str(note(int(total - shown.n)))
 
             yield tick
     else:

@@ -18,7 +18,9 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 
 # What servers say where a request has more tokens than the model reads.
 TOO_LONG = re.compile(
-    r"context.{0,20}(length|window|size)|(too|prompt) (long|large|many tokens)|maximum.{0,30}token", re.IGNORECASE
+    r"context.{0,20}(length|window|size)|(too|prompt) (long|large|many tokens)|maximum.{0,30}token"
+    r"|longer than the maximum",
+    re.IGNORECASE,
 )
 
 

@@ -111,7 +111,8 @@ def answered(job: Path, scratch: Path) -> set[str]:
         return set()
     with sqlite3.connect(scratch / "ledger.sqlite") as db:
         there = db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
-        found = {plain(json.loads(body)) for (body,) in db.execute("SELECT body FROM requests WHERE state = 'done'")} if there else set()
+        rows = db.execute("SELECT body FROM requests WHERE state = 'done'").fetchall() if there else []
+        found = {plain(json.loads(body)) for (body,) in rows}
     db.close()
     return found
 

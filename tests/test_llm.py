@@ -224,9 +224,10 @@ def test_what_stops_a_worker_comes_out_as_itself():
 @pytest.mark.parametrize("key", ["two words", "sk-ключ", "sk-toy\n", "sk-\x7f"])
 def test_a_key_that_no_header_can_hold_is_told_by_name(tmp_path, monkeypatch, key):
     monkeypatch.setenv("TOY_KEY", key)
+    endpoint = Endpoint(model="toy", api_key="${TOY_KEY}")
+    meter = Meter(endpoint, Ledger(tmp_path / "ledger.sqlite"))
     with pytest.raises(UserError, match=r"\$\{TOY_KEY\} holds a character that no key has") as caught:
-        endpoint = Endpoint(model="toy", api_key="${TOY_KEY}")
-        llms.load(endpoint, Meter(endpoint, Ledger(tmp_path / "ledger.sqlite")))
+        llms.load(endpoint, meter)
     assert key.strip() not in str(caught.value)
 
 

@@ -160,7 +160,7 @@ def test_no_request_passes_a_limit_and_a_restart_changes_nothing(ledger, limit):
     for key in "abc":
         found.reserve(Request(key, body(text, max_tokens=50)))
     for again in (found, metered(ledger, **limit)):
-        with pytest.raises(BudgetReached, match=rf"budget.{next(iter(limit))}: .* are taken") as caught:
+        with pytest.raises(BudgetReached, match=rf"budget.{next(iter(limit))}: .* are taken and") as caught:
             again.reserve(Request("d", body(text, max_tokens=50)))
         assert caught.value.exit_code == 4
     assert ledger.totals()["requests"] == 3

@@ -33,10 +33,14 @@ class Lane:
     in_flight: int = 0
     paused_until: float = 0.0
     answered_at: float = field(default_factory=time.monotonic)
+    silent_at: float = -1.0
+    sent: int = 0
     alive: bool = True
+    greeting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @classmethod
-    def of(cls, endpoint: Endpoint, replica: Replica, key: str) -> Lane:
+    def of(cls, endpoint: Endpoint, replica: Replica, key: str, heaviest: float) -> Lane:
+        """heaviest: the largest weight beside it, whose lane may take `concurrency` at once."""
         address = replica.base_url or endpoint.base_url
         client = openai.AsyncOpenAI(api_key=key, base_url=address, max_retries=0, timeout=endpoint.timeout_s)
         return cls(
@@ -44,7 +48,7 @@ class Lane:
             key,
             str(client.base_url).rstrip("/"),
             replica.weight,
-            Window(endpoint.concurrency),
+            Window(max(1, round(endpoint.concurrency * replica.weight / heaviest))),
             Breaker(endpoint.outage_s),
             Rate(replica.rpm or endpoint.rpm),
             Rate(replica.tpm or endpoint.tpm),
@@ -54,12 +58,15 @@ class Lane:
     def host(self) -> str:
         return urlsplit(self.address).netloc.rpartition("@")[2]
 
-    def room(self, now: float) -> float:
-        """How much of its share is free, 0 where it takes nothing now."""
+    def has_room(self, now: float) -> bool:
         if not self.alive or now < self.paused_until or not self.breaker.lets_through(now):
-            return 0.0
-        free = 1 if not self.breaker.closed else self.window.slots - self.in_flight
-        return max(0.0, free * self.weight / (1 + self.in_flight))
+            return False
+        return not self.breaker.closed or self.in_flight < self.window.slots
+
+    @property
+    def turn(self) -> tuple[bool, float]:
+        """Whose turn it is, least first: one that fails comes last, else each in proportion to its weight."""
+        return self.breaker.failures > 0, (self.sent + 1) / self.weight
 
     def answered(self, now: float, headers: Any) -> None:
         self.answered_at = now
@@ -95,9 +102,10 @@ class Gate:
         """A slot in a lane, at its rate; None where the gate is closed. The caller must leave."""
         while not self._closed:
             now = time.monotonic()
-            lane = max(self.lanes, key=lambda one: one.room(now))
-            if lane.room(now):
+            lane = min((one for one in self.lanes if one.has_room(now)), key=lambda one: one.turn, default=None)
+            if lane is not None:
                 lane.in_flight += 1
+                lane.sent += 1
                 lane.breaker.probing = not lane.breaker.closed
                 if await self._at_its_rate(lane, request, meter):
                     return lane
@@ -133,7 +141,7 @@ class Gate:
     def wake(self) -> None:
         """Let as many look again as there is room for."""
         now = time.monotonic()
-        room = sum(max(1, lane.window.slots - lane.in_flight) for lane in self.lanes if lane.room(now))
+        room = sum(max(1, lane.window.slots - lane.in_flight) for lane in self.lanes if lane.has_room(now))
         while self._waiting and (room > 0 or self._closed):
             future = self._waiting.popleft()
             if not future.done():

@@ -20,7 +20,7 @@ import openai
 
 from miner import provider
 from miner.config import Endpoint, Replica, secret
-from miner.errors import MinerError, ProviderStop, UserError
+from miner.errors import BudgetReached, MinerError, ProviderStop, UserError
 from miner.ledger import Answer, Request
 from miner.llms import completion, structured
 from miner.llms.lanes import Gate, Lane
@@ -28,6 +28,7 @@ from miner.meter import Meter
 
 log = logging.getLogger("miner")
 UNREACHED = ("ConnectError", "ConnectTimeout")
+PROBE = "probe"
 GREETING = [{"role": "user", "content": "Say hello."}]
 Done = Callable[[Request, Answer], None]
 
@@ -69,9 +70,11 @@ class _Run:
         self.stop: BaseException | None = None
         self.stopped = asyncio.Event()
         self.gate = Gate([])
+        self.purse, self.settled = asyncio.Lock(), asyncio.Event()
 
     async def all(self, keys: list[tuple[Replica, str]]) -> None:
-        lanes = [Lane.of(self.endpoint, replica, key) for replica, key in keys]
+        heaviest = max(replica.weight for replica, _ in keys)
+        lanes = [Lane.of(self.endpoint, replica, key, heaviest) for replica, key in keys]
         self.gate = Gate(lanes)
         try:
             with self._signals():
@@ -89,6 +92,7 @@ class _Run:
     def halt(self, why: BaseException) -> None:
         self.stop = self.stop or why
         self.stopped.set()
+        self.settled.set()
         self.gate.close()
 
     # ------------------------------------------------------------ Ctrl-C
@@ -138,7 +142,7 @@ class _Run:
 
     async def _probe(self, lane: Lane, body: dict[str, Any]) -> dict[str, Any] | None:
         """The completion of a probe; None where it is refused: with a 4xx, or three times with HTTP 500 or 501."""
-        request, broken = Request("probe", body), 0
+        request, broken = Request(PROBE, body), 0
         while self.stop is None and broken < 3:
             lane.breaker.probing = not lane.breaker.closed
             try:
@@ -163,6 +167,7 @@ class _Run:
                 answer = await self._ask(request)
                 if answer is not None:
                     self.done(request, answer)
+                    self.settled.set()
         except MinerError as error:
             self.halt(error)
 
@@ -173,9 +178,11 @@ class _Run:
             lane = await self.gate.enter(request, self.meter)
             if lane is None:
                 return None
+            sent_at = time.monotonic()
             try:
                 answer = await self._hedged(lane, request, body)
             except Again as again:
+                again.counts = again.counts and await self._alive(lane, sent_at)
                 log.debug("%s: try %d failed: %s", request.key[:12], attempt, again)
                 if again.counts and attempt >= self.endpoint.attempts:
                     return Answer(None, str(again), attempt, final=not again.unreached)
@@ -211,15 +218,40 @@ class _Run:
                 other.cancel()
             await asyncio.gather(*tries, return_exceptions=True)
             self.gate.leave(lane)
+            self.settled.set()
+
+    async def _alive(self, lane: Lane, since: float) -> bool:
+        """Has the server answered anyone since then? Else a greeting tells. No request is given up for an outage."""
+        async with lane.greeting:
+            if lane.answered_at < since and lane.silent_at < since:
+                try:
+                    await self._greet(lane)
+                except Again:
+                    lane.silent_at = time.monotonic()
+        return lane.answered_at >= since
 
     async def _greet(self, lane: Lane) -> None:
         """Is a server alive that has failed many requests? A greeting tells: the requests may be to blame."""
         greeting = Request("greeting", {"model": self.endpoint.model, "messages": GREETING, "max_tokens": 4})
         self.meter.settle(greeting, await self._try(lane, greeting, greeting.body))
 
+    async def _reserve(self, request: Request) -> None:
+        """Take the try out of the budget. What is in flight is reserved at its most, so where the budget is short, what
+        comes home may make room; the run ends only where nothing is in flight any more."""
+        try:
+            self.meter.reserve(request)
+        except BudgetReached:
+            async with self.purse:
+                while self.stop is None and self.meter.reserved:
+                    self.settled.clear()
+                    await self.settled.wait()
+                    with suppress(BudgetReached):
+                        return self.meter.reserve(request)
+            raise
+
     async def _try(self, lane: Lane, request: Request, body: dict[str, Any]) -> Answer:
         """One request on the wire. Raises Again, or BudgetReached before anything is sent."""
-        self.meter.reserve(request)
+        await self._reserve(request)
         sent_at, probing = time.monotonic(), lane.breaker.probing
         try:
             async with asyncio.timeout(self.endpoint.timeout_s):  # the client's own counts from byte to byte
@@ -236,6 +268,8 @@ class _Run:
             raise
         lane.answered(time.monotonic(), headers)
         self.gate.wake()
+        if lane.paused_until > time.monotonic():
+            self.gate.wake_at(lane.paused_until)
         return Answer(response)
 
     def _refused(
@@ -257,12 +291,14 @@ class _Run:
             self.gate.wake_at(lane.paused_until)
             raise Again(reason, failure, counts=False)
         if failure.status_code >= 500:
-            self._down(lane, reason)
+            if request.key != PROBE:  # a form that is not taken is no outage
+                self._down(lane, reason)
             raise Again(reason, failure, counts=not probing)
         lane.breaker.answered()
         if failure.status_code in provider.RETRY_STATUS:
             raise Again(reason, failure)
-        return Answer(None, reason, final=True)
+        code = getattr(failure, "code", None) or ""
+        return Answer(None, reason if code in reason else f"{reason} ({code})", final=True)
 
     def _no_answer(self, lane: Lane, request: Request, failure: Exception, reached: bool, probing: bool) -> Again:
         """reached: the server may have worked, and may want to be paid for it."""
@@ -301,10 +337,10 @@ async def _first_good(tries: set[asyncio.Task[Answer]]) -> Answer:
 
 async def _create(client: openai.AsyncOpenAI, body: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """The raw chat completion and the headers. ValueError where the reply is cut or none: worth another try."""
-    more = {name: value for name, value in body.items() if name not in ("model", "messages")}
+    # extra_body: a prompt may set parameters that the client has no name for, as many servers take them; and the client
+    # takes a fifth of its time to look through what it does know.
     create = client.chat.completions.with_raw_response.create
-    # extra_body: a prompt may set parameters that the client has no name for, as many servers take them.
-    reply = await create(model=body["model"], messages=body["messages"], extra_body=more)
+    reply = await create(model=body["model"], messages=[], extra_body=body)
     try:
         return completion(json.loads(reply.content)), reply.headers
     except RecursionError:
