@@ -178,13 +178,19 @@ def _asked(run: Context, stage: str) -> Inputs:
 
 
 def _generate(run: Context) -> Inputs:
-    generator = run.job.generator.model_dump(exclude={"enabled", "prompt", "llm"})
-    return _flat("generator", generator) | _asked(run, "generator") | {"negatives": run.job.mining.negatives}
+    # How the style audit ends changes nothing here: the decisions take it in.
+    generator = run.job.generator.model_dump(mode="json", exclude={"enabled", "prompt", "llm", "style_refuse"})
+    several: Inputs = {"seed": run.job.seed} if run.job.generator.strategies else {}
+    for number, prompt in enumerate(generate_steps.strategy_prompts(run), 1):
+        several[f"generator.strategies.{number}"] = prompt.version
+    settings = _flat("generator", generator) | _asked(run, "generator") | several
+    return settings | {"negatives": run.job.mining.negatives}
 
 
 def _decisions(run: Context) -> Inputs:
+    style = {"style_refuse": run.job.generator.style_refuse} if run.job.generator.enabled else {}
     judge = run.job.judge.model_dump(include={"false_negatives", "max_false_negatives"}) if run.job.judge.enabled else {}
-    return {"negatives": run.job.mining.negatives, "min_negatives": run.job.export.min_negatives} | judge
+    return {"negatives": run.job.mining.negatives, "min_negatives": run.job.export.min_negatives} | style | judge
 
 
 def _export(run: Context) -> Inputs:
@@ -203,12 +209,13 @@ def plan(job: Job) -> list[Step]:
     judged = ("judgments",) if job.judge.enabled else ()
     written = ("synthetic", "synthetic_judgments") if job.generator.enabled else ()
     needed = ("corpus", "candidates")
+    mined = ("corpus", "vectors", "candidates")
     found = [
         Step("corpus", (), _corpus, steps.run_corpus),
         Step("vectors", ("corpus",), _vectors, m3_steps.run_vectors if job.token_outputs else steps.run_vectors),
         *_mining(job),
         *(_judging(job) if job.judge.enabled else ()),
-        Step("synthetic", ("corpus", "vectors", "candidates", "judgments"), _generate, generate_steps.run_synthetic),
+        Step("synthetic", (*mined, "judgments"), _generate, generate_steps.run_synthetic, format=2),
         Step("synthetic_judgments", (*needed, "synthetic"), _written, judge_steps.run_synthetic_judgments, format=2),
         Step("decisions", ("candidates", *judged, *written), _decisions, run_decisions, format=3),
         Step("export", ("corpus", "candidates", *judged, *written, "decisions"), _export, run_export, format=2),

@@ -81,17 +81,27 @@ JUDGMENTS = pa.schema(
         ("other_key", pa.string()),
     ]
 )
-# One row per generation request; `text` is null where nothing readable came back. `copy_of` says whose copy the text
-# is: of the positive, of a corpus passage, or of another synthetic one of the query; empty for a new text.
+# One row per generation request; `text` is null where nothing readable came back. `sample` counts the answers to one
+# demand from 0; `words` is the length it should have; `requirements` and `violated` are JSON lists, null where the
+# prompt asks for none. `copy_of` says whose copy the text is: of the positive, of a corpus passage (`corpus_id`, also
+# of a near copy), or of another synthetic one of the query; empty for a new text. `reason`: the check that it failed.
 SYNTHETIC = pa.schema(
     [
         ("query_id", TEXT),
         ("doc_id", TEXT),
         ("positive_id", TEXT),
+        ("near_miss_id", TEXT),
         ("facet", pa.string()),
+        ("k", pa.int32()),
+        ("words", pa.int32()),
+        ("sample", pa.int32()),
         ("change", TEXT),
+        ("requirements", TEXT),
+        ("violated", TEXT),
         ("text", TEXT),
         ("copy_of", pa.string()),
+        ("corpus_id", TEXT),
+        ("reason", pa.string()),
         ("score", pa.float32()),
         *ANSWERED,
     ]

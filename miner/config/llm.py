@@ -237,14 +237,69 @@ class Judge(Model):
         return self.model_copy(update={**own, "prompt": rung.prompt, "llm": rung.llm, "rungs": ()})
 
 
+class Strategy(Model):
+    """One way of several to write a negative."""
+
+    prompt: str = Field(description="Name in prompts/generate, or the path of a prompt file.")
+    weight: float = Field(1.0, gt=0, le=1e6, description="Its share of what is written, beside the other strategies.")
+    facets: tuple[str, ...] | None = Field(
+        None, min_length=1, description="Facets of a prompt that shows one; null: generator.facets."
+    )
+    k: int | None = Field(
+        None, ge=1, le=6, description="Requirements to violate, of a prompt that shows k: 1 (null) is hardest."
+    )
+
+
+class Checks(Model):
+    """Why a written passage is dropped before anyone pays for judging it. null or false switches a check off."""
+
+    talk: bool = Field(True, description="Refusals, talk about the task, copies of the query, markup, placeholders.")
+    language: bool = Field(True, description="Another script or language than the passage it was made from.")
+    length: float | None = Field(
+        2.0, gt=1, description="More than so many times the length it should have, or less than one such part of it."
+    )
+    facet: bool = Field(True, description="What was declared to be changed cannot be seen in the text.")
+    near_duplicate_jaccard: float | None = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="So much of the word 3-shingles shared with a positive, another negative or a corpus passage.",
+    )
+    near_duplicate_cosine: float | None = Field(
+        None, gt=0, le=1, description="So close to a positive or another negative of the query, by the encoder."
+    )
+    too_easy: float | None = Field(
+        0.05, ge=0, le=2, description="Scored by more than this below the lowest candidate of the query's pool."
+    )
+    template: float | None = Field(
+        0.1, gt=0, le=1, description="Largest share of a job's passages that may begin with the same three words."
+    )
+
+
 class Generator(Model):
     """Negatives written by an LLM where mining fell short."""
 
     enabled: bool = Field(False, description="Write negatives where mining fell short.")
     prompt: str = Field("counterfactual", description="Name in prompts/generate, or the path of a prompt file.")
+    strategies: tuple[Strategy, ...] = Field(
+        (),
+        description="Several prompts in place of `prompt`, drawn by weight; recommended: requirement-violation first."
+        " Facets then come in equal numbers over the job.",
+    )
+    samples: int = Field(
+        1, ge=1, le=16, description="Passages asked for in place of each one wanted; the checks choose among them."
+    )
     max_share: float = Field(0.25, gt=0, le=1, description="Largest share of synthetic negatives in a query.")
     facets: tuple[str, ...] = Field(
         ("entity", "quantity", "condition", "scope", "polarity"), min_length=1, description="Facets in turn."
     )
     max_chars: int = Field(4000, ge=100, description="Longest positive shown, in characters.")
+    checks: Checks = Checks()  # type: ignore[call-arg]
+    style_refuse: float | None = Field(
+        0.75,
+        gt=0.5,
+        le=1,
+        description="Leave all synthetic negatives out where a classifier tells them from mined ones with this AUC;"
+        " null: warn only.",
+    )
     llm: Endpoint | None = Field(None, description="Endpoint of this stage alone.")
