@@ -135,6 +135,9 @@ miner {{ reproduce.miner | md }}.
 | queries exported | {{ exported.queries | number }} |
 | positives | {{ exported.positives | number }} |
 | hard negatives | {{ exported.negatives | number }} ({{ exported.fewest }} to {{ exported.most }} a query) |
+{% if relabelled %}
+| of the positives, candidates that the judge found relevant | {{ relabelled | number }} |
+{% endif %}
 {% if exported.dev_queries %}
 | queries held out in `dev` | {{ exported.dev_queries | number }} |
 {% endif %}
@@ -199,6 +202,10 @@ What became of the candidates:
 {% endfor %}
 {% elif judged %}
 {{ no_judge }}
+{% for reason in unvouched %}
+
+- {{ reason | md }}
+{% endfor %}
 {% else %}
 No judge was used: the negatives are unjudged, and some of them may be relevant.
 {% endif %}

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from miner import exporters, store
+from miner import calibrate_judge, exporters, store
 from miner.card import card
 from miner.config import Job
 from miner.exporters import scores, split
 from miner.generate_steps import positives_of
 from miner.judge_steps import judged_parts
-from miner.records import TEXT
+from miner.records import FALSE_NEGATIVES, POSITIVES, TEXT
 from miner.stages import decisions, export
 from miner.steps import Context, Done
 
@@ -37,6 +38,10 @@ def run_decisions(run: Context, work: Path) -> Done:
         decided, became = decisions.run(store.read_table(part), judged, mine, positives, run.job)
         number = part.stem.removeprefix("part-")
         store.write_table(work / f"outcomes-{number}.parquet", became)
+        relevant = decisions.false_negatives(decided, became, judged, run.job)
+        if relevant is not None:
+            name = "relabelled" if run.job.judge.false_negatives == "relabel" else "false_negatives"
+            store.write_table(work / f"{name}-{number}.parquet", relevant)
         store.write_table(work / f"part-{number}.parquet", decided)
         for row in decided.group_by(["source", "reason"]).aggregate([([], "count_all")]).to_pylist():
             counts[f"{row['source']}.{row['reason'] or 'kept'}"] += row["count_all"]
@@ -74,13 +79,16 @@ def run_export(run: Context, work: Path) -> Done:
         files += written.files
     tables = (t for name, blocks in _splits(run, texts, detailed).items() for t in export.provenance(blocks(), name))
     counts["negatives"] = store.write_batches(work / "provenance.parquet", export.PROVENANCE, tables)
+    if parts := run.parts("decisions", "relabelled"):
+        found = (_relabelled(part) for part in parts)
+        counts["relabelled"] = store.write_batches(work / "relabelled.parquet", FALSE_NEGATIVES, found)
     if rules.dev is not None:
         counts["dev_queries"] = len(rules.dev)
     if survey.lost:
         counts["left_out"] = survey.lost
-    found = facts(run, survey, counts, files)
-    found["scores"] |= _spread(scores.survey(export.run(_parts(run, COLUMNS), texts, rules._replace(dev=None))))
-    store.write_text(work / "README.md", card(found))
+    told = facts(run, survey, counts, files)
+    told["scores"] |= _spread(scores.survey(export.run(_parts(run, COLUMNS), texts, rules._replace(dev=None))))
+    store.write_text(work / "README.md", card(told))
     return Done(counts)
 
 
@@ -149,8 +157,30 @@ def _parts(run: Context, columns: list[str] | None) -> Iterator[export.Part]:
         yield export.Part(
             store.read_table(part, columns),
             store.read_table(part.with_name(f"outcomes-{number}.parquet")),
-            store.read_table(positives),
+            _with_relabelled(run, store.read_table(positives), part.with_name(f"relabelled-{number}.parquet")),
         )
+
+
+def _with_relabelled(run: Context, positives: pa.Table, path: Path) -> pa.Table:
+    """The positives, and what the judge found relevant where the job relabels: `source` then tells them apart.
+
+    A grade of the judge is not on the scale of the data's relevance, so these get the lowest that makes a positive.
+    """
+    if not path.is_file():
+        return positives
+    more = _relabelled(path).select([*POSITIVES.names, "source"])
+    lowest = pa.array([run.job.data.relevant_from] * more.num_rows, pa.int32())
+    more = more.set_column(more.column_names.index("relevance"), "relevance", lowest)
+    known = positives.append_column("source", pa.array(["positive"] * positives.num_rows, pa.string()))
+    return pa.concat_tables([known, more.cast(known.schema)])
+
+
+def _relabelled(path: Path) -> pa.Table:
+    """Of the queries that are exported."""
+    became = store.read_table(path.with_name(path.name.replace("relabelled", "outcomes")))
+    found = store.read_table(path)
+    kept = became.filter(pc.equal(became.column("reason"), "")).column("query_id").combine_chunks()
+    return found.filter(pc.is_in(found.column("query_id"), value_set=kept))
 
 
 # ---------------------------------------------------------------- the data card
@@ -191,7 +221,9 @@ def facts(run: Context, survey: scores.Survey, counts: Facts, files: list[export
         "outcomes": decided.counts["queries"],
         "lost": survey.lost,
         "judged": run.job.judge.enabled,
-        "judge": None,
+        "judge": calibrate_judge.card_facts(run),
+        "unvouched": calibrate_judge.uncalibrated(run),
+        "relabelled": counts.get("relabelled", 0),
         "style": None,
         "scores": _scores(run.job, survey),
         "train": {

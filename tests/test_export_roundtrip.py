@@ -200,6 +200,8 @@ def facts(**more: Any) -> dict[str, Any]:
         "lost": {},
         "judged": True,
         "judge": None,
+        "unvouched": [],
+        "relabelled": 0,
         "style": None,
         "scores": {
             "of": "The encoder's cosines",

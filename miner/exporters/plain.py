@@ -71,7 +71,7 @@ def _side(block: Block, side: Side, label: int) -> pa.Table:
     known: dict[str, Any] = {name: side.info.column(name) for name in side.info.column_names}
     known["label"] = np.full(size, label, np.int8)
     known["exported_score"] = pa.array(side.score.astype(np.float32), from_pandas=True)
-    if label:
+    if label and "source" not in known:
         known["source"] = pa.array(["positive"] * size, pa.string())
     fields = [SCHEMA.field(name) for name in SCHEMA.names[4:]]
     columns = [known[f.name] if f.name in known else pa.nulls(size, f.type) for f in fields]

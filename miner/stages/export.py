@@ -97,6 +97,8 @@ def _block(part: Part, texts: Texts, rules: Rules) -> Block:
     if rules.settings.max_negatives is not None:
         decided = decided.filter(pc.less_equal(decided.column("slot"), rules.settings.max_negatives))
     by = [("relevance", "descending"), ("score", "descending"), ("doc_id", "ascending")]
+    if "source" in part.positives.column_names:
+        by = [("source", "ascending"), *by]  # "positive" before "relabelled"
     sides = [_ordered(part.positives, ids, by), _ordered(decided, ids, [("slot", "ascending")])]
     doc_ids = pa.chunked_array([chunk for table in sides for chunk in table.column("doc_id").chunks], TEXT)
     rows = texts.passages.rows(doc_ids)
