@@ -213,7 +213,7 @@ def calibration_of(folder: Path, prompt_version: str, model: str, endpoint: str 
     return max(own, key=lambda one: math.inf if one["bound"] is None else one["bound"], default=None)
 
 
-def write_setting(job_file: Path, chosen: Row, relevant_p: float = 1.0) -> None:
+def write_setting(job_file: Path, chosen: Row, relevant_p: float = 0.5) -> None:
     """Put the chosen grade or probability into the job file; every other line stays as it is.
 
     relevant_p: the job's; what is irrelevant may lie no higher.

@@ -137,7 +137,7 @@ def _written(run: Context) -> Inputs:
 
 def _rung(run: Context, number: int) -> Inputs:
     at = judge_steps.at(run, number)
-    settles = [[rung.name, rung.settles] for rung in run.job.judge.rungs[:number]]
+    settles = [[rung.name, rung.settles] for rung in run.job.judge.rungs[: number + 1]]
     if at is not None:
         return _judge(at) | {"settles": settles}
     bounds = run.job.judge.rungs[number].model_dump(include={"kind", "above", "below", "unit"})

@@ -145,10 +145,13 @@ def run_cascade(run: Context, work: Path) -> Done:
     names = rung_names(run.job.judge)
     judged = [run.table(f"judgments_{name}", "judgments") for name in names]
     table = cascade.merged(judged, [*(rung.settles for rung in run.job.judge.rungs), "both"])
-    counts: dict[str, Counter[str]] = {"status": Counter(), "verdict": Counter(), "rung": Counter()}
-    store.write_batches(work / "judgments.parquet", JUDGMENTS, counted([table], counts, Counter()))
+    store.write_table(work / "judgments.parquet", table)
     write_failures(work)
-    return Done({"rows": table.num_rows, **plain(counts)})
+    return Done({"rows": table.num_rows, **_tallied(table, "status", "verdict", "rung")})
+
+
+def _tallied(table: pa.Table, *names: str) -> dict[str, dict[str, int]]:
+    return plain({name: Counter(table.column(name).to_pylist()) for name in names})
 
 
 def _teach(run: Context, work: Path, number: int, rows: Array) -> Done:
@@ -168,10 +171,9 @@ def _teach(run: Context, work: Path, number: int, rows: Array) -> Done:
     words = {"status": "ok", "rung": rung.name, "model": teacher.model if teacher else ""}
     known |= {name: pa.array([word] * size) for name, word in words.items()}
     table = pa.table({name: known[name] for name in JUDGMENTS.names}).cast(JUDGMENTS)
-    counts: dict[str, Counter[str]] = {"verdict": Counter()}
-    store.write_batches(work / "judgments.parquet", JUDGMENTS, counted([table], counts, Counter()))
+    store.write_table(work / "judgments.parquet", table)
     write_failures(work)
-    return Done({"rows": size, "verdict": dict(sorted(counts["verdict"].items()))})
+    return Done({"rows": size, **_tallied(table, "verdict")})
 
 
 # ---------------------------------------------------------------- the pool
@@ -244,6 +246,32 @@ def _judge(run: Context, work: Path, pairs: Pairs, what: str, rung: str = RUNG, 
         found["canaries"] = birds.report(known)
     warn(run, what, missing)
     return Done(found, complete=not missing)
+
+
+def with_canaries(run: Context, pairs: Pairs) -> Pairs:
+    """The pairs as they are judged, for those who count requests before any is asked."""
+    if not run.job.judge.canaries.rate:
+        return pairs
+    return Canaries(dataclasses.replace(run, warnings=[]), pairs, references(run), "judge").pairs
+
+
+def open_pairs(run: Context, number: int, known: bool) -> Pairs:
+    """What a rung is to be asked. known: the rungs before it are done; else the most that it can be."""
+    if not number or not known:
+        return lambda: pool_pairs(run)
+    mask = np.zeros(_pool_size(run), bool)
+    mask[_left_open(run, number)[0]] = True
+    return lambda: pool_pairs(run, mask)
+
+
+def keys_used(run: Context) -> Iterator[str]:
+    """The requests that the finished judging steps rest on, canaries among them."""
+    rungs = [f"judgments_{name}" for name in rung_names(run.job.judge)] if run.job.judge.rungs else ["judgments"]
+    for step in (*rungs, "synthetic_judgments"):
+        for path in sorted(run.folder.step(step).glob("*.parquet")):
+            table = store.read_table(path, ["request_key", "other_key"])
+            for name in table.column_names:
+                yield from filter(None, table.column(name).to_pylist())
 
 
 def ask_about(run: Context, pairs: Pairs, what: str) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from miner import ranking
 from miner.config import Job
-from miner.records import DECISIONS, FALSE_NEGATIVES, OUTCOMES
+from miner.records import DECISIONS, FALSE_NEGATIVES, OUTCOMES, TEXT
 
 Row = dict[str, Any]
 TOO_MANY = "too_many_false_negatives"
@@ -67,8 +67,8 @@ def false_negatives(decided: pa.Table, became: pa.Table, judgments: pa.Table | N
 
 def _key(table: pa.Table) -> Any:
     """query_id and doc_id in one: the length tells where the first ends."""
-    size = pc.cast(pc.utf8_length(table.column("query_id")), pa.large_string())
-    return pc.binary_join_element_wise(size, table.column("query_id"), table.column("doc_id"), " ")
+    size = pc.cast(pc.utf8_length(table.column("query_id")), TEXT)
+    return pc.binary_join_element_wise(size, table.column("query_id"), table.column("doc_id"), pa.scalar(" ", TEXT))
 
 
 def _is_relevant(decided: pa.Table) -> Any:
