@@ -23,6 +23,9 @@ app = typer.Typer(
 )
 
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Ask again what an earlier run gave up for good.")]
+Uncalibrated = Annotated[
+    bool, typer.Option("--uncalibrated", help="Export though the judge was not calibrated; the data card says so.")
+]
 calibrate = typer.Typer(help="Choose settings by measurement on judged data.", no_args_is_help=True)
 app.add_typer(calibrate, name="calibrate")
 app.add_typer(ledger.app, name="ledger")
@@ -82,6 +85,7 @@ def run(
     set_: Overrides = None,
     until: Annotated[str | None, typer.Option(help="Stop after this stage: mine, judge, generate or export.")] = None,
     retry_failed: RetryFailed = False,
+    uncalibrated: Uncalibrated = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and why; run nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -89,7 +93,7 @@ def run(
     if dry_run:
         _dry_run(job_file, set_, as_json)
     else:
-        _advance(job_file, set_, until, as_json, retry_failed)
+        _advance(job_file, _vouched(set_, uncalibrated), until, as_json, retry_failed)
 
 
 @app.command()
@@ -115,9 +119,11 @@ def generate(
 
 
 @app.command()
-def export(job_file: JobFile, set_: Overrides = None, as_json: AsJson = False) -> None:
+def export(
+    job_file: JobFile, set_: Overrides = None, uncalibrated: Uncalibrated = False, as_json: AsJson = False
+) -> None:
     """Decide and write the training files (runs earlier stages where they are not done)."""
-    _advance(job_file, set_, "export", as_json)
+    _advance(job_file, _vouched(set_, uncalibrated), "export", as_json)
 
 
 @app.command()
@@ -229,6 +235,10 @@ def _advance(
     print_json(summary) if as_json else views.print_summary(summary)
     if not all(stamp.complete for stamp in stamps):
         raise typer.Exit(3)
+
+
+def _vouched(overrides: list[str] | None, uncalibrated: bool) -> list[str]:
+    return [*(overrides or []), *(["judge.uncalibrated=true"] if uncalibrated else [])]
 
 
 def _dry_run(job_file: Path, overrides: list[str] | None, as_json: bool) -> None:

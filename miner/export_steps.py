@@ -64,6 +64,7 @@ def _synthetic_rows(run: Context) -> dict[str, list[dict[str, Any]]]:
 
 
 def run_export(run: Context, work: Path) -> Done:
+    calibrate_judge.gate(run)
     settings, texts = run.job.export, _texts(run)
     rules = export.Rules(settings, run.job.seed)
     survey = scores.survey(export.run(_parts(run, COLUMNS), texts, rules))

@@ -227,8 +227,8 @@ def test_a_fault_that_never_passes_ends_in_a_tombstone(engine, fault, told):
     [
         ("400", "HTTP 400: HTTP 400 by script"),
         ("422", "HTTP 422: HTTP 422 by script"),
-        ("filter_400", "HTTP 400: blocked by the content filter"),
-        ("too_long", "HTTP 400: the model's context has 4096 tokens, the request more"),
+        ("filter_400", "HTTP 400: blocked by the content filter (content_filter)"),
+        ("too_long", "HTTP 400: the model's context has 4096 tokens, the request more (context_length_exceeded)"),
     ],
 )
 def test_a_request_refused_for_itself_is_asked_once_in_its_life(engine, fault, told):

@@ -63,7 +63,7 @@ def job(folder: Path, **sections: Any) -> Path:
         "data": {"path": "data"},
         "encoder": MINILM,
         "mining": {"depth": 10, "negatives": 3, "margin_relative": None, "block": 5},
-        "judge": {"enabled": False},
+        "judge": {"enabled": False, "uncalibrated": True},
     }
     for name, value in sections.items():
         base[name] = {**base[name], **value} if isinstance(value, dict) and name in base else value
