@@ -22,6 +22,7 @@ from miner import (
     llms,
     m3_steps,
     mining_steps,
+    prompt_files,
     readers,
     steps,
     store,
@@ -189,7 +190,9 @@ def _generate(run: Context) -> Inputs:
 
 def _decisions(run: Context) -> Inputs:
     style = {"style_refuse": run.job.generator.style_refuse} if run.job.generator.enabled else {}
-    judge = run.job.judge.model_dump(include={"false_negatives", "max_false_negatives"}) if run.job.judge.enabled else {}
+    judge = (
+        run.job.judge.model_dump(include={"false_negatives", "max_false_negatives"}) if run.job.judge.enabled else {}
+    )
     return {"negatives": run.job.mining.negatives, "min_negatives": run.job.export.min_negatives} | style | judge
 
 
@@ -295,7 +298,8 @@ def advance(run: Context, until: str | None = None) -> list[Stamp]:
     stamps: dict[str, Stamp] = {}
     last = last_step(run.job, until)
     for stage in _llm_stages(run.job):
-        run.prompt(stage)  # a broken prompt is told before hours of mining, not after
+        # A broken prompt is told before hours of mining, not after; the text of a sound one is kept with the job.
+        prompt_files.pin(run.folder.root, run.prompt(stage))
     judge_steps.check(run)
     for step in plan(run.job):
         inputs = _inputs(run, step, stamps)

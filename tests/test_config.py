@@ -16,15 +16,19 @@ from miner.errors import UserError
 SMALLEST = "data: {path: data}\nllm: {model: m}\n"
 ENDPOINT = {
     "backend": "openai",
-    "base_url": None,
-    "api_key": None,
-    "identity": None,
-    "answers": None,
-    "concurrency": 16,
+    "concurrency": 64,
     "timeout_s": 120.0,
     "attempts": 6,
-    "structured": "json_schema",
-}
+    "outage_s": 600.0,
+    "structured": "auto",
+    "repair": True,
+    "shorten": False,
+    "replicas": [],
+    "batch": {"lines": 50_000, "bytes": 200_000_000, "poll_s": 60.0, "wait": True},
+    "vllm": {"engine": {}, "chat_template_kwargs": {}, "chunk": 512},
+} | dict.fromkeys(
+    ["base_url", "api_key", "identity", "answers", "rpm", "tpm", "tokenizer", "hedge_s", "price", "prices"], None
+)
 RETRIEVER = ("name", "depth", "rank_min", "rank_max", "quota", "file", "language")
 DEFAULTS = {
     "data": {
@@ -55,12 +59,22 @@ DEFAULTS = {
         ["near_duplicate_jaccard", "near_duplicate_cosine", "answers", "twin_queries", "group"], None
     ),
     "llm": ENDPOINT,
-    "judge": {"enabled": True, "prompt": "graded", "pool": None, "relevant_from": 2, "irrelevant_to": 1}
-    | {"max_chars": 4000, "llm": None},
+    "budget": dict.fromkeys(["max_cost", "max_tokens", "max_requests"], None),
+    "judge": {"enabled": True, "prompt": "graded", "pool": None, "relevant_from": 2, "irrelevant_to": 1, "llm": None}
+    | {"max_chars": 4000, "relevant_p": 0.5, "irrelevant_p": 0.5, "reference": True, "evidence": "require", "pack": 8}
+    | {"orders": 1, "rungs": [], "false_negatives": "drop", "max_false_negatives": None, "uncalibrated": False}
+    | {"canaries": {"rate": 0.0, "golden": None, "min": 20, "window": 100, "halt_recall": 0.7}},
     "generator": {"enabled": False, "prompt": "counterfactual", "max_share": 0.25, "max_chars": 4000, "llm": None}
-    | {"facets": ["entity", "quantity", "condition", "scope", "polarity"]},
-    "export": {"formats": ["flagembedding", "st-ntuple", "st-triplet"], "min_negatives": 1}
-    | {"ntuple_negatives": None, "prompt": "", "scores": True},
+    | {"facets": ["entity", "quantity", "condition", "scope", "polarity"], "strategies": [], "samples": 1}
+    | {
+        "checks": {"talk": True, "language": True, "length": 2.0, "facet": True, "too_easy": 0.05, "template": 0.1}
+        | {"near_duplicate_jaccard": 0.8, "near_duplicate_cosine": None},
+        "style_refuse": 0.75,
+    },
+    "export": {"formats": ["flagembedding", "st-ntuple", "st-triplet"], "min_negatives": 1, "positives": "together"}
+    | {"prompt": "", "scores": True, "score_of": "retriever", "score_scale": "raw", "compression": "auto"}
+    | dict.fromkeys(["max_negatives", "ntuple_negatives", "rows_per_shard", "name", "license", "license_note"], None)
+    | {"dev_share": 0.0, "language": []},
     "seed": 13,
     "previous": None,
     "vector_cache": None,
@@ -131,7 +145,7 @@ def test_a_job_cannot_be_changed_after_loading(tmp_path):
         ("judge: {enabled: false}\ngenerator: {enabled: true}", "generator.enabled needs judge.enabled"),
         (
             "export: {formats: [csv]}",
-            ":3: export.formats.0: Input should be 'flagembedding', 'st-ntuple' or 'st-triplet'",
+            ":3: export.formats.0: Input should be 'flagembedding', 'flagembedding-reranker',",
         ),
     ],
 )
@@ -257,13 +271,18 @@ KEYWORDS = {
 TYPES = {"object", "array", "string", "integer", "number", "boolean", "null"}
 
 
+# What goes through to another library: any key may stand there.
+FREE = ("Engine", "Chat Template Kwargs")
+
+
 def check(node: dict) -> None:
     """The rules of JSON Schema 2020-12 for the keywords that are used here."""
     assert node.keys() <= KEYWORDS
     assert {node.get("type", "null")} <= TYPES
     assert node.get("$ref", "#/$defs/Data").removeprefix("#/$defs/") in SCHEMA["$defs"]
     assert set(node.get("required", ())) <= node.get("properties", {}).keys()
-    assert node.get("additionalProperties", False) is False, "an unknown key is an error"
+    if node.get("title") not in FREE:
+        assert node.get("additionalProperties", False) is False, "an unknown key is an error"
     assert "enum" not in node or node["enum"]
     for inner in (*node.get("properties", {}).values(), *node.get("$defs", {}).values(), *node.get("anyOf", ())):
         check(inner)

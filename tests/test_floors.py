@@ -15,6 +15,7 @@ FLOORS = (
     " yaml_file store ledger vector_cache ragged_cache chunks",
     "shingles ranking fusion selection calibration bounds resampling agreement acceptance numbering prompts"
     " answers prompt_files progress models provider card meter pace"
+    " canaries cascade packs shares synthetic_checks"
     " forms defects style audit_checks audit_tables",
     "readers encoders searchers teachers llms exporters",
     "readers.rows readers.pairs readers.beir readers.flagembedding readers.hub readers.training"
@@ -29,7 +30,8 @@ FLOORS = (
     " stages.filters stages.candidates stages.judgments stages.synthetic stages.decisions"
     " stages.export",
     "job firewall golden",
-    "steps mining_steps m3_steps judge_steps generate_steps export_steps engine intake estimate tidy calibrate"
+    "steps mining_steps m3_steps judge_watch judge_steps generate_steps export_steps engine intake"
+    " estimate tidy calibrate"
     " golden_sample calibrate_judge"
     " prompt_eval prompt_diff"
     " audit audit_fix audit_estimate",
@@ -72,7 +74,7 @@ SIDEWAYS = {
     "commands.audit": "commands.common readers.rows",
     "golden": "readers.rows",
     "golden_sample": "engine steps judge_steps",
-    "calibrate_judge": "steps",
+    "calibrate_judge": "steps judge_steps",
     "commands.golden": "commands.common",
     "commands.calibrate_judge": "commands.common commands.golden",
     "searchers.trec_run": "readers.rows",
@@ -93,7 +95,7 @@ SIDEWAYS = {
     "llms.batch_files": "readers.rows",
     "llms.lanes": "llms.structured",
     "llms.openai": "llms.lanes llms.structured",
-    "judge_steps": "steps",
+    "judge_steps": "steps judge_watch",
     "generate_steps": "steps judge_steps",
     "estimate": "engine steps judge_steps generate_steps",
     "tidy": "engine steps",
@@ -111,7 +113,7 @@ SIDEWAYS = {
     "exporters.plain": "exporters.files",
     "exporters.files": "config.export",
     "export_steps": "steps judge_steps generate_steps calibrate_judge exporters.scores exporters.split",
-    "engine": "steps mining_steps m3_steps judge_steps generate_steps export_steps",
+    "engine": "steps mining_steps m3_steps judge_steps generate_steps export_steps calibrate_judge",
     "calibrate": "engine steps mining_steps readers.rows",
     "teachers": "teachers.files",
     "teachers.files": "encoders.files",
@@ -120,6 +122,9 @@ SIDEWAYS = {
     "views": "readers.rows",
     "cli": "views template llms.batch_files commands.audit commands.common commands.ledger commands.golden"
     " commands.calibrate_judge commands.prompt",
+    "canaries": "bounds",
+    "judge_watch": "steps",
+    "synthetic_checks": "defects shingles",
     "__main__": "cli",
 }
 HEAVY = {

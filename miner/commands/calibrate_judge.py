@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from miner.commands.common import AsJson, JobFile, Overrides, load, print_json, resumable
 from miner.commands.golden import clean, interval
 from miner.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 Row = dict[str, Any]
 WORDS = {
@@ -73,6 +75,8 @@ def judge(
 
 
 def _print(found: Row) -> None:
+    from rich.console import Console
+
     console = Console(highlight=False, markup=False, emoji=False)
     failed = sum(count for status, count in found["status"].items() if status != "ok")
     left = f", {found['ungraded']} more not graded yet" if found["ungraded"] else ""
@@ -96,6 +100,8 @@ def _print(found: Row) -> None:
 
 
 def _table(names: tuple[str, ...], left: int = 1) -> Table:
+    from rich.table import Table
+
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=any(names))
     for place, name in enumerate(names):
         table.add_column(name, justify="left" if place < left else "right")
