@@ -17,7 +17,17 @@ from miner.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def walk(command, name=""):
+    """Every command that does something, by its whole name."""
+    for part, inner in getattr(command, "commands", {}).items():
+        yield from walk(inner, f"{name} {part}".strip())
+    if not hasattr(command, "commands"):
+        yield name, command
+
+
+COMMANDS = dict(walk(typer.main.get_command(app)))
 
 
 def blocks(language: str) -> list[str]:
@@ -27,7 +37,9 @@ def blocks(language: str) -> list[str]:
 def test_the_manual_names_every_command_and_option():
     for name, command in COMMANDS.items():
         assert re.search(rf"`(miner )?{name}\b", README), name
+        assert command.help, name
         for parameter in command.params:
+            assert parameter.help or parameter.name == "help", (name, parameter.name)
             if parameter.opts[0].startswith("--") and parameter.name != "help":
                 assert parameter.opts[0] in README, f"{name} {parameter.opts[0]}"
 
@@ -45,7 +57,9 @@ def test_every_command_line_in_the_manual_is_one():
     lines = [line[2:].split("#")[0].split() for block in blocks("console") for line in block.splitlines()]
     called = [words[1:] for words in lines if words[:1] == ["miner"]]
     assert len(called) >= 6
-    for name, *arguments in called:
+    for words in called:
+        name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
+        arguments = words[len(name.split()) :]
         options = {option for parameter in COMMANDS[name].params for option in parameter.opts}
         assert {a for a in arguments if a.startswith("-")} <= options, (name, arguments)
 
