@@ -127,6 +127,22 @@ def export(
 
 
 @app.command()
+def push(
+    job_file: JobFile,
+    repository: Annotated[str, typer.Argument(help="Data set on the hub: OWNER/NAME.", metavar="OWNER/NAME")],
+    token_env: Annotated[
+        str, typer.Option("--token-env", help="Environment variable with the hub's token.")
+    ] = "HF_TOKEN",
+    public: Annotated[bool, typer.Option("--public", help="Anyone may see it; else it is private.")] = False,
+    set_: Overrides = None,
+) -> None:
+    """Upload the exported files with their data card to the hub."""
+    from miner.exporters import hub
+
+    print(hub.push(Path(load(job_file, set_).job) / "export", repository, token_env, private=not public))
+
+
+@app.command()
 def status(job_file: JobFile, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Show each step of the job: fresh, stale or not done, with its counts."""
     _dry_run(job_file, set_, as_json)

@@ -63,6 +63,7 @@ def assert_found_and_followed(
     assert followed["wasted"] < bounds["wasted"], told
 
 
+@pytest.mark.slow
 def test_the_limit_is_found_and_followed_quickly(tmp_path):
     """Ten at once, 100 a second: looser bounds, as the machine may be busy; the half of the limit would fail."""
     bounds = {"rate": 0.65, "wasted": 0.06, "followed": 1.35}

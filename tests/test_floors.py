@@ -120,7 +120,8 @@ SIDEWAYS = {
     "teachers.cross_encoder": "teachers.files encoders.onnx",
     "intake": "engine steps llms.batch_files llms.recorded",
     "views": "readers.rows",
-    "cli": "views template llms.batch_files commands.audit commands.common commands.ledger commands.golden"
+    "cli": "views template llms.batch_files exporters.hub"
+    " commands.audit commands.common commands.ledger commands.golden"
     " commands.calibrate_judge commands.prompt",
     "canaries": "bounds",
     "judge_watch": "steps",

@@ -34,11 +34,14 @@ LOOK_AHEAD = 8
 AROUND = 1024
 # Without a limit a small model fills an answer with white space. Only a named grammar backend has this switch.
 DENSE_JSON = {"backend": "xgrammar", "disable_any_whitespace": True}
-# The log goes where miner's goes. Forked children of a process that has used OpenMP hang, so they are spawned.
+# The log goes where miner's goes. Forked children of a process that has used OpenMP hang, so they are spawned. The
+# engine shares this process (its workers of several GPUs do not): in one of its own it outlives a kill of miner and
+# keeps the memory, a kill of it is waited out for ever (both seen with 0.32), and what shares a batch is up to chance.
 ENVIRONMENT = {
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 
 
@@ -77,6 +80,7 @@ class Vllm:
     def length(self, messages: list[dict[str, str]]) -> int:
         import jinja2
 
+        troubles: tuple[type[Exception], ...] = (*_errors()[0], jinja2.TemplateError)
         own = getattr(self._llm, "chat_template", None)
         options = {**({"chat_template": own} if own else {}), **self._options}
         try:
@@ -85,7 +89,7 @@ class Vllm:
                     messages, add_generation_prompt=True, tokenize=True, return_dict=False, **options
                 )
             )
-        except (ValueError, TypeError, jinja2.TemplateError) as error:
+        except troubles as error:
             raise UserError(
                 f"llm.model: its chat template cannot be used ({_line(error)}); give one as chat_template in"
                 " llm.vllm.engine"
@@ -107,7 +111,11 @@ class Vllm:
         return outputs
 
     def close(self) -> None:
+        from vllm.distributed import cleanup_dist_env_and_memory
+
         self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
+        cleanup_dist_env_and_memory()
 
 
 def _sampling_params(arguments: dict[str, Any]) -> Any:
@@ -117,7 +125,7 @@ def _sampling_params(arguments: dict[str, Any]) -> Any:
     try:
         limits = StructuredOutputsParams(**form) if form else None
         return SamplingParams(**{**arguments, "structured_outputs": limits})
-    except (ValueError, TypeError) as error:
+    except _errors()[0] as error:
         raise UserError(
             f"prompt sampling: vLLM does not take it ({_line(error)}); mend the prompt's sampling"
         ) from None
@@ -127,12 +135,14 @@ def _errors() -> tuple[tuple[type[Exception], ...], tuple[type[Exception], ...]]
     """What vLLM raises for a request that it does not take, and for an engine that is no more."""
     from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-    refusals: tuple[type[Exception], ...] = (ValueError, TypeError)
+    # An engine in this process fails with whatever its model's code raises.
+    inside = (RuntimeError, AssertionError, LookupError, AttributeError, OSError, MemoryError)
+    losses = (EngineDeadError, EngineGenerateError, *inside)
     try:
         from vllm.exceptions import VLLMClientError
     except ImportError:  # an older vLLM: they are ValueErrors
-        return refusals, (EngineDeadError, EngineGenerateError, RuntimeError)
-    return (*refusals, VLLMClientError), (EngineDeadError, EngineGenerateError, RuntimeError)
+        return (ValueError, TypeError), losses
+    return (ValueError, TypeError, VLLMClientError), losses
 
 
 def _lost(error: Exception) -> ProviderStop:
@@ -198,7 +208,10 @@ class VllmBackend:
         return None
 
     def _needed(self, body: dict[str, Any]) -> int:
-        """Tokens of the prompt and the longest answer. Exact where it could matter: a token has a byte or more."""
+        """Tokens of the prompt and the longest answer, or more of them where there is room: a token has a byte or more.
+
+        Exact until a first chunk is answered, so that a chat template that cannot be used is told first.
+        """
         answer = completion_limit({**body, "n": 1}) or 1
         if answer >= self._engine.limit:
             raise UserError(
@@ -206,7 +219,8 @@ class VllmBackend:
                 " tokens (llm.vllm.engine.max_model_len); lower max_tokens"
             )
         most = sum(len(str(m.get("content") or "").encode("utf-8", "replace")) for m in body["messages"]) + AROUND
-        return answer + (most if most + answer <= self._engine.limit else self._engine.length(body["messages"]))
+        sure = self._answered and most + answer <= self._engine.limit
+        return answer + (most if sure else self._engine.length(body["messages"]))
 
     def _reserve(self, rows: list[Row]) -> tuple[list[Row], BudgetReached | None]:
         """The rows that the budget has room for, and what to raise when they are answered."""
