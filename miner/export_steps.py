@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from miner import calibrate_judge, exporters, store
+from miner import calibrate_judge, exporters, generate_steps, store
 from miner.card import card
 from miner.config import Job
 from miner.exporters import scores, split
@@ -30,6 +30,23 @@ COLUMNS = ["query_id", "doc_id", "score", "teacher_score", "kept", "slot"]
 
 def run_decisions(run: Context, work: Path) -> Done:
     written = _synthetic_rows(run)
+    counts = _decide(run, work, written)
+    if not run.job.generator.enabled:
+        return Done(counts)
+    told = generate_steps.style_of(run, _decided(work))
+    if told["verdict"] == "refuse":
+        counts = _decide(run, work, generate_steps.left_out(written, _decided(work)))
+    if warning := generate_steps.style_warning(told):
+        run.warnings.append(warning)
+    return Done({**counts, "style": generate_steps.style_card(told)})
+
+
+def _decided(work: Path) -> Iterator[pa.Table]:
+    columns = ["query_id", "doc_id", "source", "kept", "reason"]
+    return (store.read_table(path, columns) for path in sorted(work.glob("part-*.parquet")))
+
+
+def _decide(run: Context, work: Path, written: dict[str, list[dict[str, Any]]]) -> Facts:
     counts: Counter[str] = Counter()
     outcomes: Counter[str] = Counter()
     for part, judged in judged_parts(run):
@@ -46,7 +63,7 @@ def run_decisions(run: Context, work: Path) -> Done:
         for row in decided.group_by(["source", "reason"]).aggregate([([], "count_all")]).to_pylist():
             counts[f"{row['source']}.{row['reason'] or 'kept'}"] += row["count_all"]
         outcomes.update(reason or "exported" for reason in became.column("reason").to_pylist())
-    return Done({"candidates": dict(sorted(counts.items())), "queries": dict(sorted(outcomes.items()))})
+    return {"candidates": dict(sorted(counts.items())), "queries": dict(sorted(outcomes.items()))}
 
 
 def _synthetic_rows(run: Context) -> dict[str, list[dict[str, Any]]]:
@@ -225,7 +242,7 @@ def facts(run: Context, survey: scores.Survey, counts: Facts, files: list[export
         "judge": calibrate_judge.card_facts(run),
         "unvouched": calibrate_judge.uncalibrated(run),
         "relabelled": counts.get("relabelled", 0),
-        "style": None,
+        "style": decided.counts.get("style"),
         "scores": _scores(run.job, survey),
         "train": {
             "model": _trained(run.job),

@@ -79,6 +79,7 @@ def test_a_limit_of_50_at_once_and_200_a_second_is_found_in_20_s(tmp_path, delay
     assert_found_and_followed(tmp_path, {"concurrent": 50, "rate": 200.0, "burst": 50}, delay_s, expected, 20.0, bounds)
 
 
+@pytest.mark.slow
 def test_only_refusals_for_the_rate_make_it_slower(tmp_path):
     """Errors of the server say nothing of its limit: a fifth of the tries fail, and the window stays open.
 
@@ -93,6 +94,7 @@ def test_only_refusals_for_the_rate_make_it_slower(tmp_path):
             stop(run)
 
 
+@pytest.mark.slow
 def test_a_fixed_rate_is_never_passed(tmp_path):
     """rpm 1200 is 20 a second, evenly; refusals are none."""
     with FaultServer() as server:
@@ -109,6 +111,7 @@ def test_a_fixed_rate_is_never_passed(tmp_path):
     assert max(sum(at <= other < at + 1 for other in arrived) for at in arrived) <= 30
 
 
+@pytest.mark.slow
 def test_a_slow_server_is_not_taken_for_a_full_one(tmp_path):
     """One answer in ten takes long: the others are not held back by it."""
     with Spawned(delay_s=0.02, share=0.1, faults=["slow"], slow_s=1.0, most=1) as server:
@@ -133,6 +136,7 @@ def peak_kib(folder: Path, server: Watched, count: int, chars: int) -> int:
     return int(out)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_requests(tmp_path):
     """Bodies of 16 KB: ten times as many would take 29 MB more if they were gathered."""
     with Spawned() as server:

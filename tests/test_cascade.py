@@ -254,6 +254,7 @@ def test_a_cascade_that_was_stopped_asks_nothing_twice_and_ends_with_the_same_by
 STEPS = ("judgments_cheap", "judgments_judge", "judgments", "decisions", "export")
 
 
+@pytest.mark.slow
 def test_a_killed_cascade_ends_with_the_same_bytes(tmp_path, server, environment):
     server.reply, server.delay_s = both, 0.02
     job = judging.job(tmp_path / "killed", server, judge={"rungs": [BAND]})

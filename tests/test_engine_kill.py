@@ -195,6 +195,7 @@ def test_killed_twenty_times_in_2000_requests_it_ends_the_same(tmp_path):
     assert_killed_is_the_same(tmp_path, count=2000, kills=20, seed=20)
 
 
+@pytest.mark.slow
 def test_a_budget_holds_over_kills(tmp_path):
     """What was in flight at a kill may have been charged: with it, the server's bill stays within the budget."""
     price = {"input": 100.0, "output": 200.0}
@@ -235,6 +236,7 @@ def test_an_interrupted_run_awaits_what_is_in_flight(tmp_path, how):
         assert server.counts()["completed"] == 200
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_ends_at_once(tmp_path):
     with Spawned(delay_s=30.0) as server:
         run = Run(tmp_path, server, 50)
@@ -249,6 +251,7 @@ def test_a_second_interrupt_ends_at_once(tmp_path):
         assert "Traceback" not in run.stderr, run.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_wait_for_another_try(tmp_path):
     """A run that only waits (Retry-After: 30) has nothing in flight to await."""
     plans = [{"replies": ["429_seconds"], "forever": True}]
@@ -296,6 +299,7 @@ def _bodies(path: Path) -> list[str]:
 # ---------------------------------------------------------------- money, and a provider that stops
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", ["max_cost", "max_tokens", "max_requests"])
 def test_a_budget_is_kept_with_64_in_flight_and_over_a_restart(tmp_path, limit):
     """$1.00, or the same in tokens or requests: the server's own bill is the judge. A restart spends nothing more."""
@@ -321,6 +325,7 @@ def test_a_budget_is_kept_with_64_in_flight_and_over_a_restart(tmp_path, limit):
     assert bills[0] > 0.95 * amount, "it stopped too early"
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_where_answers_are_paid_for_and_lost(tmp_path):
     """Cut replies and timeouts were worked for: they count as spent at the most that they can cost."""
     price = {"input": 10.0, "output": 20.0}

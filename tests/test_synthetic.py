@@ -298,6 +298,7 @@ def test_of_several_samples_one_is_kept(tmp_path, miner):
     assert any(synthetic.sound(row) for row in rows)
 
 
+@pytest.mark.slow
 def test_kill_and_resume_give_the_same_bytes(tmp_path, miner, environment):
     with Loopback(server_reply, delay_s=0.03) as server:
         more = strategies(*ALL, samples=2)

@@ -146,7 +146,7 @@ def _synthetic_refusal(row: Row) -> str:
     if row["copy_of"]:
         return f"copy_of_{row['copy_of']}"
     if row.get("reason"):  # a check of the generator's refused it, and nobody was asked
-        return f"generated_{row['reason']}"
+        return str(row["reason"])
     if judgment["status"] != "ok":
         return f"judge_{judgment['status']}"
     return "" if judgment["verdict"] == "irrelevant" else f"judged_{judgment['verdict']}"
