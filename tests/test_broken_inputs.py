@@ -208,7 +208,7 @@ COMMANDS = [
     case(
         "inspect too early", nothing, "job.job: nothing is mined yet; run `miner mine` first", "inspect JOB q-cat-food"
     ),
-    case("status", nothing, "--set x: unknown key x; the keys here are data, encoder, export", "status JOB --set x=1"),
+    case("status", nothing, "--set x: unknown key x; the keys here are budget, data, encoder", "status JOB --set x=1"),
     case("init over a file", nothing, "job.yaml: exists already; name another file, or --force", "init JOB"),
     case("init below a file", nothing, "job.yaml/x: cannot write, no folder there (", "init JOB/x"),
     case(
