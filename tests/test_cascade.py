@@ -19,7 +19,7 @@ from loopback import Loopback, completion, failure, parts, sensible
 from pydantic import ValidationError
 from test_kill import Run
 
-from miner import calibrate_judge, cascade, judge_steps, store
+from miner import calibrate_judge, cascade, estimate, judge_steps, prompts, store, tidy
 from miner.config.llm import Judge, Rung
 from miner.errors import ProviderStop, UserError
 from miner.store import tree_digest
@@ -225,6 +225,38 @@ def test_every_rung_that_calls_things_irrelevant_needs_a_calibration(tmp_path, s
             calibrate_judge.gate(run)
         with pytest.raises(UserError, match="--rung dear: no such rung asks an LLM; the job has cheap, second, judge"):
             calibrate_judge.judge(run, tmp_path / "golden.jsonl", "all", 0.1, "dear")
+
+
+def test_estimates_and_clearing_up_know_of_every_rung(tmp_path, server):
+    rung = {**BAND, "llm": price(server, 1.0)}
+    job = judging.job(tmp_path / "a", server, judge={"rungs": [rung], "canaries": {"rate": 0.1, "halt_recall": 0}})
+    with judging.opened(job) as run:
+        before = estimate.run(run)["stages"]
+    size = len(truths(job))
+    assert [(row["stage"], row["model"], row["at_most"], row["to_ask"]) for row in before] == [
+        ("judge cheap", "cheap", False, size),
+        ("judge judge", "toy", True, size),
+    ]
+    advance(job, "judge")
+    grey = len(rows(job, "judgments_judge"))
+    with judging.opened(job) as run:
+        after = estimate.run(run)["stages"]
+        assert [(row["at_most"], row["requests"], row["in_ledger"]) for row in after] == [
+            (False, size, size),
+            (False, grey, grey),
+        ]
+        assert tidy.gc(run, dry_run=True) == {"answers": size + grey, "unused": 0, "archive": None}
+
+
+def test_paths_of_a_rung_and_of_canaries_count_from_the_job_file(tmp_path, server):
+    own = tmp_path / "a" / "own.md"
+    own.parent.mkdir()
+    own.write_text(prompts.load("judge", "binary", None).text)
+    rungs = [{**BAND, "prompt": "own.md"}]
+    job = judging.job(tmp_path / "a", server, judge={"rungs": rungs, "canaries": {"golden": "golden.jsonl"}})
+    with judging.opened(job) as run:
+        assert run.job.judge.rungs[0].prompt == str(own)
+        assert run.job.judge.canaries.golden == str(tmp_path / "a" / "golden.jsonl")
 
 
 # ---------------------------------------------------------------- stopped and killed
