@@ -27,23 +27,37 @@ def run(context: Context) -> Row:
     cost if every answer met its max_tokens.
     """
     engine.advance(context, "mine")
-    stages = [_judge(context)] if context.job.judge.enabled else []
+    stages = _judges(context)
     if context.job.generator.enabled:
-        stages += _generator(context, stages[0])
+        stages += _generator(context, stages[-1], not any(row["to_ask"] for row in stages))
     return {"stages": stages, "total": _total(stages), "budget": context.job.budget.model_dump(exclude_none=True)}
 
 
-def _judge(context: Context) -> Row:
+def _judges(context: Context) -> list[Row]:
+    """A row for each LLM that judges; of a later rung the most, as long as those before it are not done."""
+    fresh = {name for name, why, _ in engine.states(context) if not why}
+    names, known, rows = judge_steps.rung_names(context.job.judge), True, []
+    judges = dict(judge_steps.judges(context))
+    for number, name in enumerate(names):
+        if name in judges:
+            pairs = judge_steps.open_pairs(context, number, known)
+            what = "judge" if len(names) == 1 else f"judge {name}"
+            rows.append({"stage": what, "at_most": not known, **_judge(judges[name], pairs)})
+        known = known and f"judgments_{name}" in fresh
+    return rows
+
+
+def _judge(context: Context, pairs: judgments.Pairs) -> Row:
     prompt, endpoint, settings = context.prompt("judge"), context.endpoint("judge"), context.job.judge
+    asked = judge_steps.with_canaries(context, pairs)
 
     def requests() -> Iterator[Request]:
-        return judgments.requests(lambda: judge_steps.pool_pairs(context), prompt, endpoint, settings)
+        return judgments.requests(asked, prompt, endpoint, settings, context.job.seed)
 
-    return {"stage": "judge", "at_most": False, **_stage(context, "judge", requests)}
+    return _stage(context, "judge", requests)
 
 
-def _generator(context: Context, judge: Row) -> list[Row]:
-    judged = judge["to_ask"] == 0
+def _generator(context: Context, judge: Row, judged: bool) -> list[Row]:
     prompt, endpoint, settings = context.prompt("generator"), context.endpoint("generator"), context.job.generator
     if judged:
         engine.advance(context, "judge")

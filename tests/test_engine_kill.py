@@ -215,6 +215,7 @@ def test_a_budget_holds_over_kills(tmp_path):
 # ---------------------------------------------------------------- Ctrl-C and SIGTERM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_awaits_what_is_in_flight(tmp_path, how):
     """Nothing new is sent after the signal; everything that the server completes is in the ledger; then it goes on."""

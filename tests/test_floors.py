@@ -98,7 +98,7 @@ SIDEWAYS = {
     "judge_steps": "steps judge_watch",
     "generate_steps": "steps judge_steps",
     "estimate": "engine steps judge_steps generate_steps",
-    "tidy": "engine steps",
+    "tidy": "engine steps judge_steps",
     "commands.ledger": "commands.common",
     "llms.vllm": "llms.vllm_chat",
     "llms.recorded": "llms.batch_files",

@@ -41,6 +41,9 @@ def judge(
     write: Annotated[
         bool, typer.Option("--write/--no-write", help="Write the threshold into the job file, as judge.irrelevant_to.")
     ] = False,
+    rung: Annotated[
+        str | None, typer.Option("--rung", help="Rung of a cascade to measure; without it judge.prompt itself.")
+    ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Ask again what an earlier run gave up for good.")
     ] = False,
@@ -52,6 +55,8 @@ def judge(
     Asks only what the ledger lacks; the result goes to calibration.json in the job's folder. Exit code 1: the judge is
     too weak for the target, or the pairs are too few to show it; 3: answers are missing, and nothing is written.
     """
+    if write and rung:
+        raise UserError("calibrate judge: --write is for judge.prompt itself; set the bounds of a rung by hand")
     if not 0 < target < 1:
         raise UserError(f"calibrate judge: --target-fn is {target:g}; it lies between 0 and 1")
     with resumable():
@@ -61,12 +66,12 @@ def judge(
         with engine.opened(job) as context:
             if retry_failed:
                 context.ledger.forget_failures()
-            found = calibrate_judge.judge(context, file, split, target)
+            found = calibrate_judge.judge(context, file, split, target, rung)
             missing = found["status"].get("missing", 0)
             if not missing:
                 calibrate_judge.record(context.folder.root, found)
         if write and found["chosen"] and not missing:
-            calibrate_judge.write_setting(job_file, found["chosen"])
+            calibrate_judge.write_setting(job_file, found["chosen"], job.judge.relevant_p)
     print_json(found) if as_json else _print(found)
     if missing:
         raise typer.Exit(3)

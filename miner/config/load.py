@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from miner import yaml_file
 from miner.config.base import ENV, Model
 from miner.config.job import Job
-from miner.config.llm import Endpoint, Generator, Judge
+from miner.config.llm import Endpoint, Generator, Judge, Rung
 from miner.config.mining import Retriever
 from miner.errors import UserError
 from miner.yaml_file import Trail
@@ -128,8 +128,16 @@ def _absolute(job: Job, file: Path) -> Job:
     def stage(name: str) -> Model:
         """A prompt by name stays a name; one by file is looked for beside the job file first."""
         section: Judge | Generator = getattr(job, name)
+        more = judge(section) if isinstance(section, Judge) else {}
+        return section.model_copy(update={**asked(section), **more})
+
+    def asked(section: Judge | Generator | Rung) -> dict[str, Any]:
         prompt = local(section.prompt) if section.prompt.endswith(".md") else section.prompt
-        return section.model_copy(update={"prompt": prompt, "llm": endpoint(section.llm)})
+        return {"prompt": prompt, "llm": endpoint(section.llm)}
+
+    def judge(section: Judge) -> dict[str, Any]:
+        canaries = section.canaries.model_copy(update={"golden": local(section.canaries.golden, must_exist=False)})
+        return {"rungs": tuple(r.model_copy(update=asked(r)) for r in section.rungs), "canaries": canaries}
 
     def endpoint(llm: Endpoint | None) -> Endpoint | None:
         return llm and llm.model_copy(update=_files(llm, local))
