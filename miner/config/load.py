@@ -108,7 +108,7 @@ def _files(llm: Endpoint, local: Callable[..., str | None]) -> dict[str, str | N
     return found | {name: local(getattr(llm, name)) for name in kept}
 
 
-def _absolute(job: Job, file: Path) -> Job:
+def _absolute(job: Job, file: Path) -> Job:  # noqa: C901 - one small function for each kind of path
     """Resolve relative paths against the job file's folder; `package:` and hub ids stay as they are."""
     base = file.resolve().parent
 
