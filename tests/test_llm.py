@@ -157,14 +157,6 @@ def test_it_gives_up_after_attempts_and_says_why(reply, told):
     assert len(server.bodies) == 3
 
 
-def test_nobody_listens():
-    with Loopback() as server:
-        url = server.url
-    server.url = url
-    found = ask(server, attempts=1)["0000"]
-    assert found.error == "APIConnectionError: Connection error. (ConnectError)"
-
-
 @pytest.mark.usefixtures("hurry")
 def test_a_dead_server_ends_the_run_and_costs_no_row():
     with Loopback() as server:
