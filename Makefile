@@ -24,11 +24,13 @@ lint: .venv/done
 	$(BIN)/mypy
 
 test: lint
+	$(BIN)/python $(DEMO)/build_corpus.py
 	$(BIN)/pytest -n 2
 
 # Everything, the slow and heavy checks too: torch, FlagEmbedding and sentence-transformers come along, and the tests
 # marked live run where OPENAI_BASE_URL names a server.
 test-all: lint .venv/interop
+	$(BIN)/python $(DEMO)/build_corpus.py
 	$(BIN)/pytest -m ''
 
 .venv/interop: .venv/done
