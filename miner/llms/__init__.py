@@ -57,10 +57,40 @@ def load(endpoint: Endpoint, meter: Meter) -> Backend:
     return backend
 
 
+# Engine arguments that change how fast an answer comes or where the model lies, not what is said.
+SPEED = frozenset(
+    [
+        "model",
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "gpu_memory_utilization",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "max_model_len",
+        "enforce_eager",
+        "enable_prefix_caching",
+        "cpu_offload_gb",
+        "kv_cache_memory_bytes",
+        "use_tqdm_on_load",
+        "disable_log_stats",
+        "download_dir",
+        "distributed_executor_backend",
+    ]
+)
+
+
+def _in_process(endpoint: Endpoint) -> str:
+    told = {name: value for name, value in endpoint.vllm.engine.items() if name not in SPEED}
+    how = {"engine": told, "chat_template_kwargs": endpoint.vllm.chat_template_kwargs}
+    return f"vllm:{digest(how)[:12]}" if any(how.values()) else "vllm"
+
+
 def identity(endpoint: Endpoint) -> str:
     """What request keys call the endpoint: its given name, else host and path of its address."""
     if endpoint.identity:
         return endpoint.identity
+    if endpoint.backend == "vllm":
+        return _in_process(endpoint)
     address = endpoint.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
     if not is_address(address):
         raise UserError(f"OPENAI_BASE_URL is {address!r}, not a web address; export it as http(s)://host:port/v1")
