@@ -30,7 +30,7 @@ from miner import (
 )
 from miner.config import Job, Retriever
 from miner.errors import UserError
-from miner.export_steps import run_decisions, run_export
+from miner.export_steps import described, run_decisions, run_export
 from miner.job import JobFolder, Stamp
 from miner.ledger import Ledger, Request
 from miner.steps import Context, Done
@@ -198,7 +198,11 @@ def _decisions(run: Context) -> Inputs:
 
 def _export(run: Context) -> Inputs:
     vouched = {"judge.calibration": calibrate_judge.state(run)} if run.job.judge.enabled else {}
-    return _flat("export", run.job.export.model_dump()) | {"negatives": run.job.mining.negatives} | vouched
+    return _flat("export", run.job.export.model_dump()) | {
+        "negatives": run.job.mining.negatives,
+        "card": described(run),
+        **vouched,
+    }
 
 
 def _flat(prefix: str, value: Any) -> Inputs:
@@ -221,7 +225,7 @@ def plan(job: Job) -> list[Step]:
         Step("synthetic", (*mined, "judgments"), _generate, generate_steps.run_synthetic, format=2),
         Step("synthetic_judgments", (*needed, "synthetic"), _written, judge_steps.run_synthetic_judgments, format=2),
         Step("decisions", ("candidates", *judged, *written), _decisions, run_decisions, format=3),
-        Step("export", ("corpus", "candidates", *judged, *written, "decisions"), _export, run_export, format=2),
+        Step("export", ("corpus", "candidates", *judged, *written, "decisions"), _export, run_export, format=3),
     ]
     off = {"synthetic": not written, "synthetic_judgments": not written}
     return [step for step in found if not off.get(step.name)]

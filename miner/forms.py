@@ -222,6 +222,16 @@ def list_roles(row: Row, name: str) -> list[int]:
 # ---------------------------------------------------------------- Tevatron and BEIR
 
 
+def _listed(found: Example, row: Row, name: str, role: int) -> list[Any]:
+    """The list under a key; where there is none it is a defect, except that negatives may lack."""
+    value = row.get(name)
+    if isinstance(value, list):
+        return value
+    if value is not None or role != NEGATIVE:
+        found.lacks("F02" if value is None else "F03", name if value is None else value)
+    return []
+
+
 def _tevatron_legacy(row: Row) -> Example:
     found = Example(None, ids=[str(row.get("query_id", ""))])
     found.query = _text(found, row, "query", QUERY, 0)
@@ -229,10 +239,7 @@ def _tevatron_legacy(row: Row) -> Example:
         ("positive_passages", POSITIVE, found.positives),
         ("negative_passages", NEGATIVE, found.negatives),
     ):
-        value = row.get(name)
-        if not isinstance(value, list) and not (value is None and role == NEGATIVE):
-            found.lacks("F02" if value is None else "F03", name if value is None else value)
-        for slot, passage in enumerate(value if isinstance(value, list) else []):
+        for slot, passage in enumerate(_listed(found, row, name, role)):
             side.append(_passage(found, passage, role, slot))
     return found
 
@@ -254,10 +261,7 @@ def _by_id(row: Row, lookup: Lookup | None) -> Example:
         ("positive_document_ids", POSITIVE, found.positives),
         ("negative_document_ids", NEGATIVE, found.negatives),
     ):
-        value = row.get(name)
-        if not isinstance(value, list) and not (value is None and role == NEGATIVE):
-            found.lacks("F02" if value is None else "F03", name if value is None else value)
-        for slot, doc_id in enumerate(value if isinstance(value, list) else []):
+        for slot, doc_id in enumerate(_listed(found, row, name, role)):
             found.ids.append(str(doc_id))
             text = lookup(str(doc_id)) if lookup else None
             if text is None:

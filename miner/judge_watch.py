@@ -126,6 +126,9 @@ class Watched:
     def __init__(self, backend: llms.Backend, birds: Canaries) -> None:
         self._backend, self._birds = backend, birds
 
+    def close(self) -> None:
+        getattr(self._backend, "close", lambda: None)()
+
     def answer(self, requests: Iterable[Request], done: Callable[[Request, Answer], None]) -> None:
         watch = self._birds.watch
 

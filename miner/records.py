@@ -106,20 +106,24 @@ SYNTHETIC = pa.schema(
         *ANSWERED,
     ]
 )
+# Where a decided passage comes from, and what was measured and judged of it.
+ORIGIN = [
+    ("source", pa.string()),
+    ("retriever", pa.string()),
+    ("rank", pa.int32()),
+    ("score", pa.float32()),
+    ("positive_score", pa.float32()),
+    ("teacher_score", pa.float32()),
+    ("found_by", FOUND_BY),
+    ("band", pa.string()),
+    ("grade", pa.int8()),
+]
 # Every candidate, mined or synthetic, with what became of it. `slot` counts a query's negatives from 1.
 DECISIONS = pa.schema(
     [
         ("query_id", TEXT),
         ("doc_id", TEXT),
-        ("source", pa.string()),
-        ("retriever", pa.string()),
-        ("rank", pa.int32()),
-        ("score", pa.float32()),
-        ("positive_score", pa.float32()),
-        ("teacher_score", pa.float32()),
-        ("found_by", FOUND_BY),
-        ("band", pa.string()),
-        ("grade", pa.int8()),
+        *ORIGIN,
         ("verdict", pa.string()),
         ("status", pa.string()),
         ("judge_score", pa.float32()),

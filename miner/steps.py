@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -81,8 +81,14 @@ class Context:
         if self.collect:
             yield llms.collector(meter)
             return
-        with progress.bar(what, total, "answers", meter.line) as tick:
-            yield llms.asker(lambda: self.backend(meter.endpoint, meter), meter, tick)
+        with progress.bar(what, total, "answers", meter.line) as tick, ExitStack() as stack:
+
+            def made() -> llms.Backend:
+                backend = self.backend(meter.endpoint, meter)
+                stack.callback(getattr(backend, "close", lambda: None))  # a model in this process gives its memory back
+                return backend
+
+            yield llms.asker(made, meter, tick)
 
 
 class Passages:

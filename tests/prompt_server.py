@@ -10,9 +10,26 @@ from typing import Any
 
 from loopback import Loopback, Reply, completion
 from toy import ANIMALS, write_jsonl
+from typer.testing import CliRunner
+
+from miner.commands.prompt import app
+from miner.errors import UserError
 
 PASSAGE = re.compile(r"=== PASSAGE (?:(\d+) )?\w+ ===\n(.*?)\n(?==== )", re.DOTALL)
 QUERY = re.compile(r"what sound does a (\w+) make")
+
+
+def call(*args: object, code: int = 0) -> str:
+    """What a `miner prompt` command prints, run in this process; its UserError comes out as itself."""
+    done = CliRunner().invoke(app, list(map(str, args)))
+    if isinstance(done.exception, UserError):
+        raise done.exception
+    assert done.exit_code == code, done.output + repr(done.exception)
+    return done.stdout
+
+
+def data(*args: object, code: int = 0) -> Any:
+    return json.loads(call(*args, "--json", code=code))
 
 
 def pairs() -> list[dict[str, Any]]:

@@ -11,11 +11,9 @@ from typing import Any
 import pytest
 import yaml
 from loopback import Loopback, failure
-from prompt_server import asked, asks, golden, judge, pairs
-from typer.testing import CliRunner
+from prompt_server import asked, asks, call, data, golden, judge, pairs
 
 from miner import agreement, llms, prompt_diff, prompt_eval, prompts
-from miner.commands.prompt import app
 from miner.config import Endpoint, Judge
 from miner.errors import UserError
 from miner.golden import Golden
@@ -27,18 +25,6 @@ def _place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TOY_KEY", "sk-toy-secret")
     monkeypatch.setenv("COLUMNS", "80")
-
-
-def call(*args: object, code: int = 0) -> str:
-    done = CliRunner().invoke(app, list(map(str, args)))
-    if isinstance(done.exception, UserError):
-        raise done.exception
-    assert done.exit_code == code, done.output + repr(done.exception)
-    return done.stdout
-
-
-def data(*args: object, code: int = 0) -> Any:
-    return json.loads(call(*args, "--json", code=code))
 
 
 @pytest.fixture

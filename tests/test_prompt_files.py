@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from prompt_server import golden
-from typer.testing import CliRunner
+from prompt_server import call, data, golden
 
 from miner import prompt_files, prompts
-from miner.commands.prompt import app
 from miner.errors import UserError
 from miner.store import tree_digest
 
@@ -20,18 +17,6 @@ from miner.store import tree_digest
 def _place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-
-
-def call(*args: object, code: int = 0) -> str:
-    done = CliRunner().invoke(app, list(map(str, args)))
-    if isinstance(done.exception, UserError):
-        raise done.exception
-    assert done.exit_code == code, done.output + repr(done.exception)
-    return done.stdout
-
-
-def data(*args: object, code: int = 0) -> Any:
-    return json.loads(call(*args, "--json", code=code))
 
 
 def graded() -> prompts.Prompt:

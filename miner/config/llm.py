@@ -95,6 +95,10 @@ class Endpoint(Model):
     def _answers(self) -> Endpoint:
         if self.backend == "recorded" and self.answers is None:
             raise ValueError("backend recorded needs `answers`, the file to replay")
+        if self.backend in ("openai-batch", "vllm"):
+            for name in ("replicas", "rpm", "tpm", "hedge_s"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} is for backend openai; backend {self.backend} does not read it")
         return self
 
 

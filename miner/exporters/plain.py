@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from miner.exporters import Block, File, Plan, Side, Written, files
-from miner.records import FOUND_BY, TEXT
+from miner.records import ORIGIN, TEXT
 
 NAME = "examples"
 # `score`: the retriever's cosine; `exported_score`: the one in the training files, as score_of and score_scale say.
@@ -22,16 +22,8 @@ SCHEMA = pa.schema(
         ("label", pa.int8()),
         ("relevance", pa.int32()),
         ("slot", pa.int32()),
-        ("source", pa.string()),
-        ("retriever", pa.string()),
-        ("rank", pa.int32()),
-        ("score", pa.float32()),
-        ("positive_score", pa.float32()),
-        ("teacher_score", pa.float32()),
         ("exported_score", pa.float32()),
-        ("found_by", FOUND_BY),
-        ("band", pa.string()),
-        ("grade", pa.int8()),
+        *ORIGIN,
         ("judgment_key", pa.string()),
         ("generation_key", pa.string()),
     ]

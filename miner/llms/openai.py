@@ -223,7 +223,7 @@ class _Run:
     async def _alive(self, lane: Lane, since: float) -> bool:
         """Has the server answered anyone since then? Else a greeting tells. No request is given up for an outage."""
         async with lane.greeting:
-            if lane.answered_at < since and lane.silent_at < since:
+            if self.stop is None and lane.answered_at < since and lane.silent_at < since:
                 try:
                     await self._greet(lane)
                 except Again:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from miner.config import Export
 from miner.exporters import Array, Block, Passages, Side
 from miner.ranking import mix, position
-from miner.records import FOUND_BY, TEXT, content_id
+from miner.records import ORIGIN, TEXT, content_id
 
 PROVENANCE = pa.schema(
     [
@@ -21,15 +21,7 @@ PROVENANCE = pa.schema(
         ("query_id", pa.large_string()),
         ("slot", pa.int32()),
         ("doc_id", pa.large_string()),
-        ("source", pa.string()),
-        ("retriever", pa.string()),
-        ("rank", pa.int32()),
-        ("score", pa.float32()),
-        ("positive_score", pa.float32()),
-        ("teacher_score", pa.float32()),
-        ("found_by", FOUND_BY),
-        ("band", pa.string()),
-        ("grade", pa.int8()),
+        *ORIGIN,
         ("judgment_key", pa.string()),
         ("generation_key", pa.string()),
         ("split", pa.string()),
