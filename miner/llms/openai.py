@@ -233,7 +233,10 @@ class _Run:
     async def _greet(self, lane: Lane) -> None:
         """Is a server alive that has failed many requests? A greeting tells: the requests may be to blame."""
         greeting = Request("greeting", {"model": self.endpoint.model, "messages": GREETING, "max_tokens": 4})
-        self.meter.settle(greeting, await self._try(lane, greeting, greeting.body))
+        try:
+            self.meter.settle(greeting, await self._try(lane, greeting, greeting.body))
+        finally:
+            self.settled.set()  # what it had reserved may be room for another
 
     async def _reserve(self, request: Request) -> None:
         """Take the try out of the budget. What is in flight is reserved at its most, so where the budget is short, what
