@@ -318,3 +318,19 @@ def test_the_ledger_is_written_out(tmp_path, miner):
         miner("run", job)
         assert miner("ledger", "export", job, "-o", tmp_path / "a.jsonl").stdout.startswith("80 answers")
     assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 80
+
+
+def test_a_full_disk_is_one_line_and_costs_no_answer(ledger):
+    """SQLite's own limit on pages gives the same error as a disk without space."""
+    pages = next(ledger._db.execute("PRAGMA page_count"))[0]
+    ledger._db.execute(f"PRAGMA max_page_count = {pages + 20}")
+    found, kept = metered(ledger), 0
+    text = {"choices": [{"message": {"content": "x" * 9000}}]}
+    with pytest.raises(UserError, match=r"cannot write the ledger \(database or disk is full\); free disk space"):
+        for kept in range(100):
+            ledger.sent(Request(f"{kept}", body()))
+            found.put(Request(f"{kept}", body()), Answer(text))
+    assert len(ledger) == kept > 3
+    ledger._db.execute("PRAGMA max_page_count = 1000000")
+    found.put(Request(f"{kept}", body()), Answer(text))
+    assert len(ledger) == kept + 1
