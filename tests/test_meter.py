@@ -324,13 +324,17 @@ def test_a_full_disk_is_one_line_and_costs_no_answer(ledger):
     """SQLite's own limit on pages gives the same error as a disk without space."""
     pages = next(ledger._db.execute("PRAGMA page_count"))[0]
     ledger._db.execute(f"PRAGMA max_page_count = {pages + 20}")
-    found, kept = metered(ledger), 0
-    text = {"choices": [{"message": {"content": "x" * 9000}}]}
+    found, text = metered(ledger), {"choices": [{"message": {"content": "x" * 9000}}]}
+
+    def fill() -> None:
+        for number in range(100):
+            ledger.sent(Request(f"{number}", body()))
+            found.put(Request(f"{number}", body()), Answer(text))
+
     with pytest.raises(UserError, match=r"cannot write the ledger \(database or disk is full\); free disk space"):
-        for kept in range(100):
-            ledger.sent(Request(f"{kept}", body()))
-            found.put(Request(f"{kept}", body()), Answer(text))
-    assert len(ledger) == kept > 3
+        fill()
+    kept = len(ledger)
+    assert 3 < kept < 100
     ledger._db.execute("PRAGMA max_page_count = 1000000")
-    found.put(Request(f"{kept}", body()), Answer(text))
-    assert len(ledger) == kept + 1
+    fill()
+    assert len(ledger) == 100
