@@ -222,10 +222,10 @@ def plan(job: Job) -> list[Step]:
         Step("vectors", ("corpus",), _vectors, m3_steps.run_vectors if job.token_outputs else steps.run_vectors),
         *_mining(job),
         *(_judging(job) if job.judge.enabled else ()),
-        Step("synthetic", (*mined, "judgments"), _generate, generate_steps.run_synthetic, format=2),
+        Step("synthetic", (*mined, "judgments"), _generate, generate_steps.run_synthetic, format=3),
         Step("synthetic_judgments", (*needed, "synthetic"), _written, judge_steps.run_synthetic_judgments, format=2),
-        Step("decisions", ("candidates", *judged, *written), _decisions, run_decisions, format=3),
-        Step("export", ("corpus", "candidates", *judged, *written, "decisions"), _export, run_export, format=3),
+        Step("decisions", ("candidates", *judged, *written), _decisions, run_decisions, format=4),
+        Step("export", ("corpus", "candidates", *judged, *written, "decisions"), _export, run_export, format=4),
     ]
     off = {"synthetic": not written, "synthetic_judgments": not written}
     return [step for step in found if not off.get(step.name)]

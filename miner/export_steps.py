@@ -114,8 +114,9 @@ def _texts(run: Context) -> export.Texts:
     corpus = store.read_table(run.folder.step("corpus") / "passages.parquet", ["doc_id", "title", "text"])
     written = None
     if run.job.generator.enabled:
-        made = run.table("synthetic", "synthetic").select(["doc_id", "text"])
-        made = made.filter(made.column("text").is_valid())
+        made = run.table("synthetic", "synthetic").select(["doc_id", "text", "corpus_id"])
+        own = pc.not_equal(made.column("doc_id"), pc.fill_null(made.column("corpus_id"), ""))
+        made = made.filter(pc.and_(made.column("text").is_valid(), own)).drop_columns(["corpus_id"])
         written = made.append_column("title", pa.array([""] * made.num_rows, TEXT))
     return export.Texts(run.queries, exporters.Passages(corpus, written))
 

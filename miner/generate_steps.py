@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from miner import encoders, prompts, ranking, shares, store, style
 from miner.judge_steps import counted, judged_parts, plain, references, warn, write_failures
-from miner.records import SYNTHETIC, content_id, texts
+from miner.records import SYNTHETIC, TEXT, content_id, texts
 from miner.stages import synthetic
 from miner.steps import Context, Done
 from miner.synthetic_checks import word_count
@@ -52,7 +52,9 @@ def run_synthetic(run: Context, work: Path) -> Done:
     warn(run, "generate", missing)
     told = plain(counts)
     faults = {"faults": told.pop("reason")} if "reason" in told else {}
-    return Done({"rows": table.num_rows, **told, **faults}, complete=not missing)
+    taken = sum(map(synthetic.is_corpus, rows))
+    found = {"corpus_passages": taken} if taken else {}
+    return Done({"rows": table.num_rows, **told, **faults, **found}, complete=not missing)
 
 
 def _check(run: Context, rows: list[synthetic.Row], wanted: list[synthetic.Demand], short: list[Short]) -> None:
@@ -70,7 +72,8 @@ def _check(run: Context, rows: list[synthetic.Row], wanted: list[synthetic.Deman
     if any(map(synthetic.sound, rows)):
         passages = run.table("corpus", "passages")
         corpus = zip(passages.column("doc_id").to_pylist(), texts(passages), strict=True)
-        synthetic.mark_corpus(rows, near, corpus, generator.checks)
+        met = partial(_met, run)
+        synthetic.mark_corpus(rows, near, corpus, met, run.passages.__getitem__, generator.checks)
     if any(row["text"] for row in rows):
         encoder = encoders.load(run.job.encoder, run.job.token_outputs)
         query_vectors, passage_vectors = _vectors(run, "queries", "query_id"), _vectors(run, "passages", "doc_id")
@@ -83,6 +86,19 @@ def _check(run: Context, rows: list[synthetic.Row], wanted: list[synthetic.Deman
         synthetic.check_scores(rows, vectors, near, known, generator.checks)
     sources = [demand.source(generator) for demand in wanted for _ in range(generator.samples)]
     synthetic.check_job(rows, sources, near, generator)
+
+
+def _met(run: Context, queries: set[str]) -> dict[str, set[str]]:
+    """Of each query the doc ids that mining found for it, in the pool or not, and its positives."""
+    found: dict[str, set[str]] = {query_id: set() for query_id in queries}
+    wanted = pa.array(sorted(queries), TEXT)
+    for part in run.parts("candidates", "part") if queries else []:
+        for path in (part, part.with_name(part.name.replace("part-", "positives-"))):
+            table = store.read_table(path, ["query_id", "doc_id"])
+            table = table.filter(pc.is_in(table.column("query_id"), value_set=wanted))
+            for query_id, doc_id in zip(*(column.to_pylist() for column in table.columns), strict=True):
+                found[query_id].add(doc_id)
+    return found
 
 
 # ---------------------------------------------------------------- what is wanted

@@ -85,6 +85,7 @@ JUDGMENTS = pa.schema(
 # demand from 0; `words` is the length it should have; `requirements` and `violated` are JSON lists, null where the
 # prompt asks for none. `copy_of` says whose copy the text is: of the positive, of a corpus passage (`corpus_id`, also
 # of a near copy), or of another synthetic one of the query; empty for a new text. `reason`: the check that it failed.
+# Where `doc_id` is `corpus_id`, a passage of the corpus stands in the place of its written copy.
 SYNTHETIC = pa.schema(
     [
         ("query_id", TEXT),

@@ -337,20 +337,20 @@ def test_shards_hold_all_rows_in_order(tmp_path, limit):
         assert len(parts) == -(-counts["rows"] // limit)
 
 
-@pytest.mark.parametrize("packed", ["none", "zstd", "gzip"])
+@pytest.mark.parametrize("packed", ["auto", "none", "zstd", "gzip"])
 def test_what_a_loader_can_unpack_is_packed(tmp_path, packed):
     for name in ("tevatron-legacy", "st-triplet"):
         write(name, SMALL, tmp_path, compression=packed)
     (path,) = tmp_path.glob("tevatron-legacy*")
-    assert path.name == "tevatron-legacy.jsonl" + {"none": "", "zstd": ".zst", "gzip": ".gz"}[packed]
+    assert path.name == "tevatron-legacy.jsonl" + {"zstd": ".zst", "gzip": ".gz"}.get(packed, "")
     raw = path.read_bytes()
-    text = {"none": bytes, "gzip": gzip.decompress}.get(
+    text = {"auto": bytes, "none": bytes, "gzip": gzip.decompress}.get(
         packed, lambda b: pa.input_stream(path, compression="zstd").read()
     )
     write("tevatron-legacy", SMALL, tmp_path / "plain")
     assert text(raw) == (tmp_path / "plain/tevatron-legacy.jsonl").read_bytes()
     codec = pq.ParquetFile(tmp_path / "st-triplet.parquet").metadata.row_group(0).column(0).compression
-    assert codec == {"none": "UNCOMPRESSED"}.get(packed, packed.upper())
+    assert codec == {"auto": "SNAPPY", "none": "UNCOMPRESSED"}.get(packed, packed.upper())
 
 
 @pytest.mark.parametrize("options", [{}, {"rows_per_shard": 1}, {"dev": ["b"]}])

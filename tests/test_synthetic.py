@@ -423,3 +423,40 @@ def test_too_few_rows_give_no_verdict(done):
     assert stamp["style"]["verdict"] == "too_few"
     assert "needs 40 different texts of each kind" in stamp["style"]["needed"]
     assert "auc" not in stamp["style"]
+
+
+def test_a_corpus_passage_takes_the_place_of_its_copy(tmp_path, miner):
+    """Where mining found it for the query it stays with what mining made of it."""
+    text = "koala The koala sleeps 21 hours a day."
+
+    def reply(body: dict[str, Any]) -> Any:
+        if is_generator(body):
+            answer = {**written(body), "passage": text.upper()}
+            return 200, {}, completion(json.dumps({name: answer[name] for name in properties(body)}))
+        return sensible(body)
+
+    off = ("near_duplicate_jaccard", "near_duplicate_cosine", "too_easy", "template", "length")
+    checks = {"facet": False, **dict.fromkeys(off)}
+    with Loopback(reply) as server:
+        job = job_of(tmp_path, server.url, {"enabled": True, "max_share": 1.0, "checks": checks})
+        mining = "mining.depth=4", "mining.negatives=6", "judge.pool=6"
+        counts = json.loads(miner("run", job, "--json", *(w for s in mining for w in ("--set", s))).stdout)["steps"]
+    found = {(row["query_id"], row["doc_id"]) for row in rows_of(job, "candidates") if "rank" in row}
+    made = rows_of(job)
+    taken = {row["query_id"] for row in made if row["doc_id"] == "koala-sleep"}
+    assert counts["synthetic"]["corpus_passages"] == len(taken) > 0
+    for row in made:
+        met = (row["query_id"], "koala-sleep") in found
+        assert row["corpus_id"] == "koala-sleep" or row["copy_of"] == "synthetic"
+        assert not (met and row["doc_id"] == "koala-sleep")
+        if row["doc_id"] == "koala-sleep":
+            assert (row["text"], row["copy_of"]) == (text, "")
+        elif row["copy_of"] != "synthetic":
+            assert met
+            assert row["copy_of"] == "corpus"
+    decided = [row for row in rows_of(job, "decisions") if row.get("retriever") == "generator"]
+    assert {row["query_id"] for row in decided} == taken
+    assert all(row["source"] == "mined" and row["kept"] == (row["verdict"] == "irrelevant") for row in decided)
+    shown = pq.read_table(job.with_suffix(".job") / "export" / "provenance.parquet").to_pylist()
+    assert {row["source"] for row in shown if row["doc_id"] == "koala-sleep"} == {"mined"}
+    assert sum(row["kept"] for row in decided) > 0

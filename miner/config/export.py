@@ -60,7 +60,8 @@ class Export(Model):
     rows_per_shard: int | None = Field(None, ge=1, description="Rows of one file; null: one file for all.")
     compression: Literal["auto", "none", "zstd", "gzip"] = Field(
         "auto",
-        description="auto: Parquet in zstd, JSON lines plain. What FlagEmbedding and BEIR read is always plain.",
+        description="auto: Parquet in snappy, as `datasets` writes it, JSON lines plain. zstd makes smaller files."
+        " What FlagEmbedding and BEIR read is always plain.",
     )
     dev_share: float = Field(
         0.0,

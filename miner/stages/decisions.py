@@ -55,6 +55,8 @@ def false_negatives(decided: pa.Table, became: pa.Table, judgments: pa.Table | N
     mined = decided.filter(pc.equal(decided.column("source"), "mined"))
     mask = pc.and_(_is_relevant(mined), pc.invert(pc.is_in(mined.column("query_id"), value_set=aside.combine_chunks())))
     found = mined.filter(mask)
+    # A passage that the generator brought was judged elsewhere.
+    found = found.filter(pc.is_in(_key(found), value_set=_key(judgments).combine_chunks()))
     said = judgments.filter(pc.is_in(_key(judgments), value_set=_key(found).combine_chunks()))
     columns = {name: found.column(name) for name in ("query_id", "doc_id", "score", "teacher_score", "judge_score")}
     # A teacher gives no grade.
@@ -129,7 +131,7 @@ def _synthetic(rows: list[Row], mined: int, wanted: int) -> list[Row]:
                 **{name: row["judgment"].get(source) for name, source in JUDGED.items()},
                 "query_id": row["query_id"],
                 "doc_id": row["doc_id"],
-                "source": "synthetic",
+                **_origin(row),
                 "score": row["score"],
                 "kept": not reason,
                 "reason": reason,
@@ -137,6 +139,13 @@ def _synthetic(rows: list[Row], mined: int, wanted: int) -> list[Row]:
             }
         )
     return decided
+
+
+def _origin(row: Row) -> Row:
+    """A corpus passage that stands in the place of its written copy is a mined one; the generator found it."""
+    if row.get("corpus_id") is not None and row["corpus_id"] == row["doc_id"]:
+        return {"source": "mined", "retriever": "generator"}
+    return {"source": "synthetic"}
 
 
 def _synthetic_refusal(row: Row) -> str:

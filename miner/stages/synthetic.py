@@ -286,19 +286,39 @@ def _near_copy(row: Row, source: str, demand: Demand, near: Near, before: list[s
 
 
 def mark_corpus(
-    rows: list[Row], near: Callable[[str], Near], corpus: Iterable[tuple[str, str]], checks: Checks
+    rows: list[Row],
+    near: Callable[[str], Near],
+    corpus: Iterable[tuple[str, str]],
+    seen: Callable[[set[str]], dict[str, set[str]]],
+    text_of: Callable[[str], str],
+    checks: Checks,
 ) -> None:
     """Mark what stands in the corpus already, word for word (`copy_of`) or nearly (`reason`), with its `corpus_id`.
 
-    The corpus passage is not taken in place of its copy: mining has seen it and has not proposed it for the query.
-    corpus: (doc_id, text), read once and not kept.
+    A passage that the query has not met yet takes the place of its exact copy: its `doc_id` is the passage's own, and
+    it is checked and judged like the rest. One that mining found stays with what mining made of it.
+
+    corpus: (doc_id, text), read once and not kept; seen: of query ids, the doc ids of their candidates and positives.
     """
     open_ = [row for row in rows if sound(row)]
     written, sources = [row["text"] for row in open_], [near(row["query_id"]).positives for row in open_]
     found = synthetic_checks.corpus_copies(written, sources, corpus, checks.near_duplicate_jaccard)
+    met = seen({open_[place]["query_id"] for place, (_, exact) in found.items() if exact})
     for place, (doc_id, exact) in sorted(found.items()):
-        open_[place]["corpus_id"] = doc_id
-        open_[place]["copy_of" if exact else "reason"] = "corpus" if exact else "near_duplicate_of_corpus"
+        row = open_[place]
+        row["corpus_id"] = doc_id
+        if not exact:
+            row["reason"] = "near_duplicate_of_corpus"
+        elif doc_id in met[row["query_id"]]:
+            row["copy_of"] = "corpus"
+        else:
+            met[row["query_id"]].add(doc_id)
+            row |= {"doc_id": doc_id, "text": text_of(doc_id)}
+
+
+def is_corpus(row: Row) -> bool:
+    """A passage of the corpus stands in the place of what was written."""
+    return row["corpus_id"] is not None and row["corpus_id"] == row["doc_id"]
 
 
 def score(rows: list[Row], query_vectors: Callable[[list[str]], Array], encode: Callable[[list[str]], Array]) -> Array:
