@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from miner.commands import audit, calibrate_judge, golden, ledger, prompt
+from miner.commands import audit, calibrate_judge, complete, doctor, evaluate, golden, ledger, look, prompt, report
 from miner.commands.common import AsJson, JobFile, Overrides, load, print_json, resumable
 from miner.errors import MinerError, UserError
 
@@ -31,8 +31,6 @@ app.add_typer(calibrate, name="calibrate")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(prompt.app, name="prompt")
 app.add_typer(golden.app, name="golden")
-app.command()(ledger.estimate)
-app.command()(audit.audit)
 calibrate.command()(calibrate_judge.judge)
 # The class of all wrong arguments: Typer has no name for it, and carries its own copy of click or not, by version.
 USAGE_ERROR: Any = typer.BadParameter.__base__
@@ -83,7 +81,10 @@ def schema() -> None:
 def run(
     job_file: JobFile,
     set_: Overrides = None,
-    until: Annotated[str | None, typer.Option(help="Stop after this stage: mine, judge, generate or export.")] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(help="Stop after this stage: mine, judge, generate or export.", autocompletion=complete.stages),
+    ] = None,
     retry_failed: RetryFailed = False,
     uncalibrated: Uncalibrated = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and why; run nothing.")] = False,
@@ -140,30 +141,6 @@ def push(
     from miner.exporters import hub
 
     print(hub.push(Path(load(job_file, set_).job) / "export", repository, token_env, private=not public))
-
-
-@app.command()
-def status(job_file: JobFile, set_: Overrides = None, as_json: AsJson = False) -> None:
-    """Show each step of the job: fresh, stale or not done, with its counts."""
-    _dry_run(job_file, set_, as_json)
-
-
-@app.command()
-def inspect(
-    job_file: JobFile,
-    query_id: Annotated[str, typer.Argument(help="The query to look at.", metavar="QUERY_ID")],
-    set_: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show a query with its positives and every candidate: ranks, scores, grade, evidence, decision."""
-    from miner import views
-
-    job = load(job_file, set_)
-    found = views.query(job, query_id)
-    if as_json:
-        print_json(found)
-    else:
-        views.print_query(found)
 
 
 @calibrate.command()
@@ -234,6 +211,14 @@ def answers(
                 return
             report = intake.take(context, file or Path())
     print_json(report) if as_json else print("\n".join(f"{name}: {count}" for name, count in report.items()))
+
+
+# In the order in which the help lists them, behind those above.
+for command in (
+    *(look.status, look.inspect, report.report, look.diff, look.show),
+    *(ledger.estimate, audit.audit, evaluate.evaluate, doctor.doctor),
+):
+    app.command()(command)
 
 
 def _advance(

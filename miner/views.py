@@ -1,22 +1,19 @@
-"""What the command line shows: the plan, the summary, one query with everything known of its candidates."""
+"""What the command line shows of a run: the plan, the summary, the calibration of the margin."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from miner import engine, store
+from miner import engine, job_status, ledger_tail
+from miner.commands.look_views import print_query as print_query
 from miner.config import Job
-from miner.errors import UserError
 from miner.job import JobFolder, Stamp
-from miner.ledger import Ledger
+from miner.job_query import query as query
 from miner.readers.rows import clip
-from miner.steps import Context, Passages
 
 Row = dict[str, Any]
 
@@ -67,18 +64,17 @@ def print_summary(found: Row) -> None:
 
 def plan(job: Job) -> Row:
     """Each step with its state, and the counts that are known before running."""
-    folder = JobFolder(Path(job.job or ""))
-    ledger = Ledger(folder.ledger) if folder.ledger.is_file() else None
-    context = Context(job, folder, ledger)  # type: ignore[arg-type]  # states() asks nothing
+    context = job_status.context_of(job)
     steps = [
         {"step": name, "state": why or "fresh", "counts": stamp.counts if stamp else {}}
         for name, why, stamp in engine.states(context)
     ]
-    answers = len(ledger) if ledger else 0
-    return {"job": str(folder.root), "steps": steps, "answers in the ledger": answers, **_expected(job, steps)}
+    answers = ledger_tail.answers(context.folder.ledger)
+    return {"job": str(context.folder.root), "steps": steps, "answers in the ledger": answers, **expected(job, steps)}
 
 
-def _expected(job: Job, steps: list[Row]) -> Row:
+def expected(job: Job, steps: list[Row]) -> Row:
+    """How many requests the judge is to be asked at most, as far as that is known."""
     counts = {row["step"]: row["counts"] for row in steps}
     queries = counts["corpus"].get("queries")
     if not job.judge.enabled:
@@ -88,105 +84,21 @@ def _expected(job: Job, steps: list[Row]) -> Row:
     return {"judge requests": at_most if at_most is not None else "unknown until the data is read"}
 
 
-def print_plan(found: Row) -> None:
-    console = _console()
+def steps_table(steps: list[Row]) -> Table:
+    """Every step with its state and its counts."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("step", "state", "counts"):
         table.add_column(name)
-    for row in found["steps"]:
+    for row in steps:
         _add_counts(table, row["step"], [row["state"]], row["counts"])
-    console.print(table)
+    return table
+
+
+def print_plan(found: Row) -> None:
+    console = _console()
+    console.print(steps_table(found["steps"]))
     for name in ("job", "answers in the ledger", "judge requests"):
         console.print(f"{name}: {found[name]}", soft_wrap=True)
-
-
-def query(job: Job, query_id: str) -> Row:
-    """A query, its positives and its candidates with all that is known of them. Raises UserError."""
-    folder = JobFolder(Path(job.job or ""))
-    queries = _optional(folder, "corpus/queries.parquet")
-    if not queries:
-        raise UserError(f"{folder.root}: nothing is mined yet; run `miner mine` first")
-    row = next((r for r in queries if r["query_id"] == query_id), None)
-    if row is None:
-        known = ", ".join(r["query_id"] for r in queries[:3])
-        raise UserError(f"query {query_id!r} is not in this job, which has {len(queries)}: {known}, …")
-    passages = Passages(store.read_table(folder.step("corpus") / "passages.parquet"))
-    judged = _judgments(folder, query_id)
-    written = {r["doc_id"]: r for r in _of(folder, "synthetic/synthetic.parquet", query_id)}
-    for doc_id, synthetic in written.items():
-        passages.add(doc_id, synthetic["text"] or "")
-    rows = _parts(folder, "decisions", "part", query_id) or _parts(folder, "candidates", "part", query_id)
-    for candidate in rows:
-        judgment = judged.get(candidate["doc_id"], {})
-        candidate |= {k: judgment.get(k) for k in ("grade", "status", "evidence", "detail", "request_key")}
-        candidate["text"] = passages[candidate["doc_id"]]
-        if candidate["doc_id"] in written:
-            candidate |= {k: written[candidate["doc_id"]][k] for k in ("facet", "change")}
-    positives = _parts(folder, "candidates", "positives", query_id)
-    for positive in positives:
-        positive["text"] = passages[positive["doc_id"]]
-    return {"query_id": query_id, "text": row["text"], "positives": positives, "candidates": rows}
-
-
-def _optional(folder: JobFolder, name: str) -> list[Row]:
-    path = folder.root / name
-    return list(store.read_table(path).to_pylist()) if path.is_file() else []
-
-
-def _of(folder: JobFolder, name: str, query_id: str) -> list[Row]:
-    path = folder.root / name
-    if not path.is_file():
-        return []
-    table = store.read_table(path)
-    return list(table.filter(pc.equal(table.column("query_id"), query_id)).to_pylist())
-
-
-def _judgments(folder: JobFolder, query_id: str) -> dict[str, Row]:
-    names = ("judgments/judgments.parquet", "synthetic_judgments/judgments.parquet")
-    return {row["doc_id"]: row for name in names for row in _of(folder, name, query_id)}
-
-
-def _parts(folder: JobFolder, step: str, prefix: str, query_id: str) -> list[Row]:
-    names = sorted(p.name for p in folder.step(step).glob(f"{prefix}-*.parquet"))
-    return [row for name in names for row in _of(folder, f"{step}/{name}", query_id)]
-
-
-def print_query(found: Row) -> None:
-    console = _console()
-    console.print(Text(f"{clip(found['query_id'])}  {clip(found['text'], 400)}", style="bold"))
-    for row in found["positives"]:
-        console.print(Text(f"  + {clip(row['doc_id'])}  {row['score']:.4f}  {clip(row['text'], 100)}", style="green"))
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    for name in ("slot", "rank", "score", "teacher", "grade"):
-        table.add_column(name, justify="right")
-    for name in ("found by", "decision", "passage"):
-        table.add_column(name)
-    for row in found["candidates"]:
-        table.add_row(*_cells(row), style="" if row.get("kept") else "dim")
-    console.print(table)
-
-
-def _cells(row: Row) -> list[Text]:
-    evidence = f"\n“{clip(row['evidence'], 100)}”" if row.get("evidence") else ""
-    numbers = [
-        row.get("slot"),
-        row.get("rank"),
-        _score(row["score"]),
-        _score(row.get("teacher_score")),
-        row.get("grade"),
-    ]
-    cells = ["" if value is None else str(value) for value in numbers]
-    found_by = ", ".join(f"{one['retriever']} {one['rank']}" for one in row.get("found_by") or [])
-    decision = row["reason"] or ("kept" if row.get("kept") else "pool")
-    band = f" ({row['band']})" if row.get("band") else ""
-    return [
-        Text(cell)
-        for cell in (*cells, found_by, decision + band, f"{clip(row['doc_id'])}  {clip(row['text'])}{evidence}")
-    ]
-
-
-def _score(value: float | None) -> str | None:
-    return None if value is None else f"{value:.4f}"
 
 
 def print_calibration(found: Row) -> None:

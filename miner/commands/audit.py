@@ -9,15 +9,26 @@ from typing import Annotated, Any
 
 import typer
 
+from miner.commands import complete
 from miner.commands.common import AsJson, Overrides
 from miner.errors import UserError
 
 PLACES = 3
+Form = Annotated[
+    str | None,
+    typer.Option("--format", help="The form of all files; told from the columns.", autocompletion=complete.forms),
+]
+FailOn = Annotated[
+    str,
+    typer.Option(
+        "--fail-on", help="Exit 1 from this severity on: error or warning.", autocompletion=complete.severities
+    ),
+]
 
 
 def audit(
     files: Annotated[list[Path], typer.Argument(help="Training files of any form, or BEIR or saved data set folders.")],
-    form: Annotated[str | None, typer.Option("--format", help="The form of all files; told from the columns.")] = None,
+    form: Form = None,
     corpus: Annotated[Path | None, typer.Option("--corpus", help="Passages, where the rows hold ids.")] = None,
     firewall: Annotated[
         list[Path] | None,
@@ -37,9 +48,7 @@ def audit(
     fix: Annotated[
         Path | None, typer.Option("--fix", help="Write a cleaned copy there, and OUT.changes.jsonl.")
     ] = None,
-    fail_on: Annotated[
-        str, typer.Option("--fail-on", help="Exit 1 from this severity on: error or warning.")
-    ] = "error",
+    fail_on: FailOn = "error",
     places: Annotated[int, typer.Option("--places", help="Places shown of each finding.", min=1)] = PLACES,
     max_chars: Annotated[int, typer.Option("--max-chars", help="A longer text is over-long.", min=1)] = 20_000,
     near: Annotated[

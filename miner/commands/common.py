@@ -13,7 +13,11 @@ from typing import Annotated, Any
 
 import typer
 
-JobFile = Annotated[Path, typer.Argument(help="The job file (YAML).", metavar="JOB.yaml")]
+from miner.commands import complete
+
+JobFile = Annotated[
+    Path, typer.Argument(help="The job file (YAML).", metavar="JOB.yaml", autocompletion=complete.job_files)
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override a value of the job file: key.sub=value. Repeatable.")
 ]

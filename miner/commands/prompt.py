@@ -7,12 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
+from miner.commands import complete
 from miner.commands.common import AsJson, load, print_json, resumable
 from miner.errors import UserError
 
 app = typer.Typer(help="Write, check, evaluate and compare prompts.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="A prompt: NAME, judge/NAME, generate/NAME, or a file.", metavar="NAME")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        help="A prompt: NAME, judge/NAME, generate/NAME, or a file.",
+        metavar="NAME",
+        autocompletion=complete.prompts,
+    ),
+]
 Own = Annotated[
     Path | None,
     typer.Option("--prompts", help="Your own prompts; they come before the shipped. Default: ./prompts, if there."),
@@ -21,7 +29,10 @@ Runs = Annotated[Path, typer.Option("--runs", help="Folder of evaluations and th
 RUNS = Path("prompt-runs")
 Golden = Annotated[Path | None, typer.Option("--golden", help="Golden pairs with human grades (JSONL).")]
 Split = Annotated[
-    str | None, typer.Option("--split", help="dev, test or all; default: dev where there is one, else all.")
+    str | None,
+    typer.Option(
+        "--split", help="dev, test or all; default: dev where there is one, else all.", autocompletion=complete.splits
+    ),
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many pairs, drawn by a hash.")]
 Model = Annotated[str | None, typer.Option("--model", help="Model name as the server knows it.")]
@@ -29,7 +40,12 @@ BaseUrl = Annotated[str | None, typer.Option("--base-url", help="Server; default
 ApiKey = Annotated[str | None, typer.Option("--api-key", help="Only as '${NAME}'; default: OPENAI_API_KEY.")]
 JobFile = Annotated[
     Path | None,
-    typer.Option("--job", help="Take endpoint, bounds and prompts folder from this job.", metavar="JOB.yaml"),
+    typer.Option(
+        "--job",
+        help="Take endpoint, bounds and prompts folder from this job.",
+        metavar="JOB.yaml",
+        autocompletion=complete.job_files,
+    ),
 ]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Ask again what an earlier run gave up for good.")]
 
@@ -65,7 +81,10 @@ def show(name: Name, own: Own = None, as_json: AsJson = False) -> None:
 @app.command()
 def new(
     name: Annotated[str, typer.Argument(help="Name of the new prompt.", metavar="NAME")],
-    origin: Annotated[str, typer.Option("--from", help="The prompt to start from.", metavar="NAME")] = "judge/graded",
+    origin: Annotated[
+        str,
+        typer.Option("--from", help="The prompt to start from.", metavar="NAME", autocompletion=complete.prompts),
+    ] = "judge/graded",
     own: Own = None,
     as_json: AsJson = False,
 ) -> None:
@@ -186,8 +205,8 @@ RunName = "A run folder, a prompt's name, NAME@VERSION, or a version."
 
 @app.command()
 def diff(
-    first: Annotated[str, typer.Argument(help=RunName, metavar="A")],
-    second: Annotated[str, typer.Argument(help=RunName, metavar="B")],
+    first: Annotated[str, typer.Argument(help=RunName, metavar="A", autocompletion=complete.runs)],
+    second: Annotated[str, typer.Argument(help=RunName, metavar="B", autocompletion=complete.runs)],
     only: Annotated[str | None, typer.Option("--only", help="flips: show the flipped pairs alone, and all.")] = None,
     own: Own = None,
     runs: Runs = RUNS,
@@ -211,7 +230,12 @@ def diff(
 @app.command()
 def check(
     name: Name,
-    against: Annotated[str, typer.Option("--against", help="The run to compare with: folder, name or version.")],
+    against: Annotated[
+        str,
+        typer.Option(
+            "--against", help="The run to compare with: folder, name or version.", autocompletion=complete.runs
+        ),
+    ],
     max_drop: Annotated[float, typer.Option("--max-drop", min=0, help="How far kappa may fall.")] = 0.02,
     golden: Golden = None,
     model: Model = None,
