@@ -34,7 +34,7 @@ from miner.report_style import Looked
 Row = dict[str, Any]
 MAX_MB = 8.0
 # Of the largest file, for the page's own script and style; the payload is base64 of gzip in the rest.
-PAGE, SLACK = 300_000, 0.95
+PAGE, SLACK = 200_000, 0.95
 # Numbers may take so much of the room, texts get what is left.
 NUMBERS = 0.7
 TRIES = 3

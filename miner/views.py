@@ -9,10 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from miner import engine, job_status, ledger_tail
-from miner.commands.look_views import print_query as print_query
 from miner.config import Job
 from miner.job import JobFolder, Stamp
-from miner.job_query import query as query
 from miner.readers.rows import clip
 
 Row = dict[str, Any]

@@ -36,16 +36,6 @@ COMMANDS = ("status", "inspect", "diff", "show")
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 for name in COMMANDS:
     app.command()(getattr(look, name))
-# The whole command line with these four commands, whether it has them already or not: errors become one line there.
-PROCESS = """
-from miner import cli
-from miner.commands import look
-known = cli.app.registered_commands
-for name in ("status", "inspect", "diff", "show"):
-    known[:] = [one for one in known if (one.name or one.callback.__name__) != name]
-    cli.app.command()(getattr(look, name))
-cli.main()
-"""
 RLO = "\u202e"
 HOSTILE = (
     f"<script>alert(1)</script> \x1b[31mred\x1b[2J \x9b5m \x07 {RLO}txt\u2066 \x00 [bold]b[/] 👩\u200d🚀"
@@ -70,7 +60,7 @@ def narrow(shown: str, width: int = 80) -> None:
 
 
 def command(*args: object) -> list[str]:
-    return [sys.executable, "-c", PROCESS, *map(str, args)]
+    return [sys.executable, "-m", "miner", *map(str, args)]
 
 
 # ---------------------------------------------------------------- a job

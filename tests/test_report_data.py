@@ -20,7 +20,18 @@ from loopback import Loopback, completion
 from test_synthetic import written
 from typer.testing import CliRunner
 
-from miner import calibrate_judge, config, engine, report_choice, report_data, report_page, report_plots, report_read
+from miner import (
+    audit_checks,
+    calibrate_judge,
+    config,
+    engine,
+    report_choice,
+    report_data,
+    report_page,
+    report_plots,
+    report_read,
+    report_style,
+)
 from miner.commands.report import report
 from miner.errors import UserError
 from miner.ledger import Ledger
@@ -58,8 +69,10 @@ def golden(path: Path) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def _key():
+    """And no measurement of style, which takes longest: it has a test of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TOY_KEY", "sk-toy-secret")
+        patch.setattr(report_style, "STYLED", 0)
         yield
 
 
@@ -375,7 +388,7 @@ def test_a_large_job_stays_below_eight_megabytes(tmp_path):
 
 def test_texts_reach_as_far_as_the_room(wide):
     sizes = []
-    for room in (0.55, 2.0):
+    for room in (0.4, 2.0):
         made = report_data.payload(wide, max_mb=room)
         size = len(report_page.page(made).encode())
         assert size < room * 1e6
@@ -385,7 +398,26 @@ def test_texts_reach_as_far_as_the_room(wide):
             messages(made["browser"], answer)  # nothing refers to a text that is left out
     assert 0 < sizes[0] < sizes[1]
     with pytest.raises(UserError, match="leaves no room"):
-        report_data.payload(wide, max_mb=0.2)
+        report_data.payload(wide, max_mb=0.1)
+
+
+def test_style_and_defects_of_the_texts_are_told(wide, monkeypatch):
+    monkeypatch.setattr(report_style, "STYLED", 60)
+    found = report_read.opened(wide)
+    looked = report_style.look(found)
+    assert looked.told is not None
+    assert (looked.told.rows, looked.told.groups) == (120, 60), "a positive and a negative of each query"
+    assert looked.told.verdict == "ok", "all texts are drawn alike"
+    assert looked.queries == 298
+    assert report_style.warnings(found, looked) == []
+    told = dataclasses.replace(looked.told, verdict="warn", auc=0.7, low=0.65, high=0.75, features=[("word 'a'", 1.0)])
+    worse = looked._replace(told=told, length=0.8, found=audit_checks.Findings(3))
+    worse.found.add("R02", 1)
+    lines = report_style.warnings(found, worse)
+    assert "AUC 0.70 (0.65-0.75)" in lines[0]
+    assert lines[1] == "style: negatives are longer than positives, Cohen's d 0.80"
+    assert "negative is nearly a positive of its row, 1 times" in lines[2]
+    found.close()
 
 
 def test_a_step_that_is_replaced_meanwhile_is_read_again(wide, monkeypatch):
