@@ -26,7 +26,7 @@ SCRIPTS = (
     "list.js",
     "overview.js",
     "card.js",
-    "filters.js",
+    "filterbar.js",
     "decisions.js",
     "marked.js",
     "comparison.js",

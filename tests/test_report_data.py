@@ -406,7 +406,7 @@ def test_style_and_defects_of_the_texts_are_told(wide, monkeypatch):
     found = report_read.opened(wide)
     looked = report_style.look(found)
     assert looked.told is not None
-    assert (looked.told.rows, looked.told.groups) == (120, 60), "a positive and a negative of each query"
+    assert 100 < looked.told.rows <= 120, "a positive and a negative of each of 60 queries, but for texts met before"
     assert looked.told.verdict == "ok", "all texts are drawn alike"
     assert looked.queries == 298
     assert report_style.warnings(found, looked) == []
@@ -475,7 +475,7 @@ def test_a_job_without_a_judge(tmp_path):
     kept = sum(row["kept"] for row in decided(path))
     assert edges(made)["pool", "negatives"] == edges(made)["negatives", "exported"] == kept
     assert made["warnings"][0].startswith("no judge was used")
-    assert {one["id"] for one in made["sections"]} == {"candidates", "scores", "style", "lengths", "reuse"}
+    assert {one["id"] for one in made["sections"]} == {"candidates", "scores", "lengths", "reuse"}
     assert made["browser"]["answers"] == []
     report_page.page(made)
 
