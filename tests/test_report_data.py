@@ -20,23 +20,18 @@ from loopback import Loopback, completion
 from test_synthetic import written
 from typer.testing import CliRunner
 
-from miner import (
-    audit_checks,
-    calibrate_judge,
-    config,
-    engine,
-    report_choice,
-    report_data,
-    report_page,
-    report_plots,
-    report_read,
-    report_style,
-)
+from miner import audit_checks, calibrate_judge, config, engine
 from miner.commands.report import report
 from miner.errors import UserError
 from miner.ledger import Ledger
-from miner.report_choice import Wanted
-from miner.report_prompts import Text, clean, cut
+from miner.report import choice as report_choice
+from miner.report import data as report_data
+from miner.report import page as report_page
+from miner.report import plots as report_plots
+from miner.report import read as report_read
+from miner.report import style as report_style
+from miner.report.choice import Wanted
+from miner.report.prompts import Text, clean, cut
 
 EVIL = "<script>alert('cat')</script><img src=x onerror=alert(1)>\u202e The cat meows, \x07 and $x_1$ too."
 BAND = {"name": "cheap", "prompt": "binary", "irrelevant_p": 0.1, "relevant_p": 0.9}

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import report_payload
 
-from miner import golden, report_page
+from miner import golden
+from miner.report import page as report_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 READY = "body[data-ready]"

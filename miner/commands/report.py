@@ -51,14 +51,15 @@ def report(
 
 
 def _of_one(job: Any, queries: int, page: int, forced: list[str], max_mb: float, browser: bool) -> dict[str, Any]:
-    from miner import report_data
-    from miner.report_choice import Wanted
+    from miner.report import data as report_data
+    from miner.report.choice import Wanted
 
     return report_data.payload(job, Wanted(queries, page, tuple(forced)), max_mb, browser)
 
 
 def _write(made: dict[str, Any], path: Path) -> None:
-    from miner import report_page, store
+    from miner import store
+    from miner.report import page as report_page
 
     text = report_page.page(made)
     store.write_text(path, text)

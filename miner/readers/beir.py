@@ -12,13 +12,15 @@ from miner.readers import RawPassage, RawQrel, RawQuery, Source, rows
 
 
 def read(data: Data) -> Source:
+    queries, qrels = judged(data)
+    return Source(passages=_passages(_find(Path(data.path) / "corpus.jsonl", data)), queries=queries, qrels=qrels)
+
+
+def judged(data: Data) -> tuple[Iterator[RawQuery], Iterator[RawQrel]]:
+    """The queries and judgments alone, for a folder whose corpus lies elsewhere."""
     folder = Path(data.path)
     qrels = _find(folder / "qrels" / f"{data.split}.tsv", data)
-    return Source(
-        passages=_passages(_find(folder / "corpus.jsonl", data)),
-        queries=_queries(_find(folder / "queries.jsonl", data)),
-        qrels=_qrels(qrels),
-    )
+    return _queries(_find(folder / "queries.jsonl", data)), _qrels(qrels)
 
 
 def _find(path: Path, data: Data) -> Path:

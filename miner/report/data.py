@@ -9,27 +9,25 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
-from miner import (
-    report_browser,
-    report_choice,
-    report_cost,
-    report_judge,
-    report_numbers,
-    report_read,
-    report_sections,
-    report_style,
-    report_texts,
-    report_warnings,
-)
 from miner.config import Job
 from miner.errors import UserError
-from miner.report_browser import size
-from miner.report_choice import Choice, Wanted
-from miner.report_ledger import Book
-from miner.report_numbers import Numbers
-from miner.report_prompts import clean
-from miner.report_read import Found
-from miner.report_style import Looked
+from miner.report import browser as report_browser
+from miner.report import choice as report_choice
+from miner.report import cost as report_cost
+from miner.report import judge as report_judge
+from miner.report import numbers as report_numbers
+from miner.report import read as report_read
+from miner.report import sections as report_sections
+from miner.report import style as report_style
+from miner.report import texts as report_texts
+from miner.report import warnings as report_warnings
+from miner.report.browser import size
+from miner.report.choice import Choice, Wanted
+from miner.report.ledger import Book
+from miner.report.numbers import Numbers
+from miner.report.prompts import clean
+from miner.report.read import Found
+from miner.report.style import Looked
 
 Row = dict[str, Any]
 MAX_MB = 8.0

@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from miner import report_read
 from miner.records import TEXT
-from miner.report_choice import Choice
-from miner.report_prompts import clean
-from miner.report_read import Found
+from miner.report import read as report_read
+from miner.report.choice import Choice
+from miner.report.prompts import clean
+from miner.report.read import Found
 
 Array = np.ndarray[Any, Any]
 Row = dict[str, Any]

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from miner import report_read, store
-from miner.report_read import Found
+from miner import store
+from miner.report import read as report_read
+from miner.report.read import Found
 
 Array = np.ndarray[Any, Any]
 # Rows of which distributions are drawn: of more, every so many-th one.

@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from miner import report_numbers, report_read
 from miner.records import TEXT
-from miner.report_numbers import Numbers
-from miner.report_plots import Line, Plot, histogram, lines
-from miner.report_prompts import clean
-from miner.report_read import UNDECIDED, Found
+from miner.report import numbers as report_numbers
+from miner.report import read as report_read
+from miner.report.numbers import Numbers
+from miner.report.plots import Line, Plot, histogram, lines
+from miner.report.prompts import clean
+from miner.report.read import UNDECIDED, Found
 
 Array = np.ndarray[Any, Any]
 Row = dict[str, Any]

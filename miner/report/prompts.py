@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from miner.report_ledger import Book, Entry
+from miner.report.ledger import Book, Entry
 
 Part = int | list[Any]
 # Shorter texts are not looked for: they would be found anywhere, and save nothing.

@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from miner import judge_steps, report_read, store
+from miner import judge_steps, store
 from miner.records import TEXT
-from miner.report_browser import Meter, Numbers
-from miner.report_choice import Choice
-from miner.report_ledger import Book
-from miner.report_prompts import Answers, Text, clean
-from miner.report_read import Found
+from miner.report import read as report_read
+from miner.report.browser import Meter, Numbers
+from miner.report.choice import Choice
+from miner.report.ledger import Book
+from miner.report.prompts import Answers, Text, clean
+from miner.report.read import Found
 
 Row = dict[str, Any]
 Key = tuple[str, str]

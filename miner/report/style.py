@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from miner import audit_checks, report_read, style
+from miner import audit_checks, style
 from miner.audit_checks import Findings, Lengths, Settings
 from miner.defects import DEFECTS
 from miner.forms import NEGATIVE, POSITIVE, Example
 from miner.records import TEXT, content_id
-from miner.report_plots import bars
-from miner.report_read import Found
-from miner.report_sections import section, table
+from miner.report import read as report_read
+from miner.report.plots import bars
+from miner.report.read import Found
+from miner.report.sections import section, table
 
 Row = dict[str, Any]
 # Exported queries whose texts are looked at, and negatives of each; of those whose style is measured, which takes

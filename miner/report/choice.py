@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from miner import report_read
 from miner.errors import UserError
 from miner.records import TEXT, content_id
-from miner.report_read import Found
+from miner.report import read as report_read
+from miner.report.read import Found
 
 Array = np.ndarray[Any, Any]
 QUERIES, CANDIDATES = 800, 200_000

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from miner import calibrate_judge, report_sections, report_style
+from miner import calibrate_judge
 from miner.errors import UserError
-from miner.report_numbers import Numbers
-from miner.report_prompts import clean
-from miner.report_read import Found
-from miner.report_style import Looked
+from miner.report import sections as report_sections
+from miner.report import style as report_style
+from miner.report.numbers import Numbers
+from miner.report.prompts import clean
+from miner.report.read import Found
+from miner.report.style import Looked
 
 UNREADABLE, LEFT_OUT, YIELD = 0.05, 0.2, 0.5
 JUDGING = ("judgments", "synthetic_judgments")

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from miner.report_ledger import STEPS, Book, Spent
-from miner.report_plots import Line, Plot, lines
-from miner.report_sections import section, table
+from miner.report.ledger import STEPS, Book, Spent
+from miner.report.plots import Line, Plot, lines
+from miner.report.sections import section, table
 
 Row = dict[str, Any]
 SHOWN = 12

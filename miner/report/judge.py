@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from miner import bounds, calibrate_judge, judge_steps, llms, report_numbers, store
+from miner import bounds, calibrate_judge, judge_steps, llms, store
 from miner.errors import UserError
-from miner.report_numbers import Numbers
-from miner.report_plots import Line, Plot, bars, histogram, lines
-from miner.report_read import Found
-from miner.report_sections import section, table
+from miner.report import numbers as report_numbers
+from miner.report.numbers import Numbers
+from miner.report.plots import Line, Plot, bars, histogram, lines
+from miner.report.read import Found
+from miner.report.sections import section, table
 
 Row = dict[str, Any]
 METRICS = {
