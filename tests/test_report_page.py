@@ -352,6 +352,19 @@ def test_the_prompt_is_shown_letter_by_letter(show, job):
     assert shown == ['{"evidence": "", "grade": 0}', found["strings"][0], sent]
 
 
+def test_further_answers_of_a_candidate_are_told_apart(show, job):
+    payload = copy.deepcopy(job)
+    found = payload["browser"]
+    found["answers"] = [*found["answers"], {**found["answers"][0], "prompt": "judge/binary", "note": "shortened"}]
+    found["candidates"]["more"] = [[1], *[None] * (len(found["candidates"]["query"]) - 1)]
+    found["candidates"]["answer"][0] = 0
+    page = show(payload, view="#decisions/q00000")
+    boxes = page.locator(".candidates .card").first.locator(".answer")
+    assert boxes.locator("summary").all_text_contents() == ["Raw answer and prompt", "A further answer: judge/binary"]
+    boxes.nth(1).locator("summary").click()
+    assert "shortened" in boxes.nth(1).locator(".values").text_content()
+
+
 def test_a_text_that_is_not_in_the_page_says_how_to_read_it(show, job):
     payload = copy.deepcopy(job)
     payload["browser"]["passages"]["text"] = [None] * len(payload["browser"]["passages"]["text"])

@@ -170,11 +170,18 @@ function positiveCard(data, [passage, relevance, score, teacher]) {
 
 // ---------------------------------------------------------------- the raw answer and the prompt, made when asked for
 
+// The answer that the decision rests on, then the others about the same candidate: the second order of a pack, a first try
+// that was repaired, the generator's own, earlier rungs.
 function answerDetails(data, i) {
-  const answer = data.answers[data.answer[i]];
+  const further = (data.more[i] || []).map((at) => [data.answers[at], "A further answer: "]);
+  return [[data.answers[data.answer[i]], ""], ...further].map(([answer, which]) => oneAnswer(data, answer, which));
+}
+
+function oneAnswer(data, answer, which) {
   if (!answer) return null;
   const body = h("div", {});
-  const box = h("details", { class: "answer" }, h("summary", {}, "Raw answer and prompt"), body);
+  const title = which ? [which, word(answer.prompt || "")] : "Raw answer and prompt";
+  const box = h("details", { class: "answer" }, h("summary", {}, title), body);
   box.addEventListener("toggle", () => {
     if (box.open && !body.childNodes.length) fill(body, answerBody(data, answer));
   });
@@ -191,6 +198,7 @@ function answerBody(data, answer) {
       ["version", word(answer.version || "")],
       ["model", word(answer.model || "")],
       ["tokens", isNumber(sent) ? `${count(sent)} in, ${count(got ?? 0)} out` : null],
+      ["note", answer.note ? word(answer.note) : null],
     ]),
     h("h4", {}, "answer"),
     answer.text ? prose(answer.text, [], "code") : h("p", { class: "absent" }, "There is no answer."),

@@ -60,6 +60,7 @@ function columnsOf(browser) {
     teacher: fill(Float64Array, "teacher", NaN),
     grade: fill(Int8Array, "grade", -1),
     answer: fill(Int32Array, "answer", -1),
+    more: raw.more || [],
     found: raw.found || [],
     evidence: raw.evidence || [],
     detail: raw.detail || [],
