@@ -253,7 +253,7 @@ FlagEmbedding, embedder:
       --cache_path cache --train_group_size {{ train.group }}{% if train.prompt %} \\
       --query_instruction_for_retrieval {{ train.prompt | sh }}{% endif %} --query_max_len 64 \\
       --passage_max_len 256 --per_device_train_batch_size 16 --learning_rate 1e-5 --num_train_epochs 1 \\
-      --temperature 0.02 --sentence_pooling_method cls --normalize_embeddings True --output_dir out
+      --temperature 0.02 --sentence_pooling_method {{ {"last": "last_token"}.get(train.pooling, train.pooling) }} --normalize_embeddings True --output_dir out
 
 {% endif %}
 {% if "flagembedding-m3" in rows %}
@@ -307,7 +307,7 @@ Tevatron:
     python -m tevatron.retriever.driver.train --model_name_or_path {{ train.model | sh }} \\
       --dataset_name tevatron --corpus_name tevatron-corpus --train_group_size {{ train.group }} \\
       --query_max_len 64 --passage_max_len 256 --per_device_train_batch_size 8 --learning_rate 1e-5 \\
-      --num_train_epochs 1 --temperature 0.02 --normalize --pooling cls --output_dir out
+      --num_train_epochs 1 --temperature 0.02 --normalize --pooling {{ train.pooling }} --output_dir out
 
 {% endif %}
 {% if "tevatron-legacy" in rows %}
@@ -316,7 +316,7 @@ Tevatron, older form:
     python -m tevatron.retriever.driver.train --model_name_or_path {{ train.model | sh }} --dataset_name json \\
       --dataset_path {{ train.paths["tevatron-legacy"] | sh }} --train_group_size {{ train.group }} \\
       --query_max_len 64 --passage_max_len 256 --per_device_train_batch_size 8 --learning_rate 1e-5 \\
-      --num_train_epochs 1 --temperature 0.02 --normalize --pooling cls --output_dir out
+      --num_train_epochs 1 --temperature 0.02 --normalize --pooling {{ train.pooling }} --output_dir out
 
 {% endif %}
 A row has at least {{ train.group - 1 }} negatives, so a group size of {{ train.group }} repeats none.

@@ -247,6 +247,7 @@ def facts(run: Context, survey: scores.Survey, counts: Facts, files: list[export
         "scores": _scores(run.job, survey),
         "train": {
             "model": _trained(run.job),
+            "pooling": _pooling(run),
             "prompt": settings.prompt,
             "group": 1 + max(survey.fewest, 1),
             "paths": paths,
@@ -326,6 +327,12 @@ def _scores(job: Job, survey: scores.Survey) -> Facts:
 def _spread(survey: scores.Survey) -> Facts:
     """Of the scores as exported."""
     return {name: getattr(survey, name) for name in ("spread", "top", "top_advised")}
+
+
+def _pooling(run: Context) -> str:
+    """How the model to start from pools: cls, mean or last, as it was encoded with."""
+    stamp = run.folder.stamp("vectors")
+    return str(stamp.inputs.get("encoder.pooling") or "cls") if stamp is not None else "cls"
 
 
 def _trained(job: Job) -> str:

@@ -210,6 +210,7 @@ def facts(**more: Any) -> dict[str, Any]:
         },
         "train": {
             "model": "all-MiniLM-L6-v2",
+            "pooling": "mean",
             "prompt": "",
             "group": 2,
             "paths": {"st-triplet": "st-triplet.parquet"},
@@ -244,6 +245,16 @@ def test_datasets_opens_each_form(tmp_path, name, options):
                 split: part.to_list() for split, part in opened.items()
             }
     assert files[0].name in listed
+
+
+@pytest.mark.parametrize(("pooling", "flag", "tevatron"), [("mean",) * 3, ("last", "last_token", "last")])
+def test_the_commands_to_train_pool_as_the_model_does(pooling, flag, tevatron):
+    paths = {"flagembedding": "a.jsonl", "tevatron-legacy": "b.jsonl"}
+    told = facts(files=[[name, "train", path] for name, path in paths.items()], rows=dict.fromkeys(paths, 1))
+    told["train"] |= {"paths": paths, "pooling": pooling}
+    text = card.card(told)
+    assert f"--sentence_pooling_method {flag} " in text
+    assert f"--pooling {tevatron} " in text
 
 
 def test_the_card_lists_files_of_one_kind(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ def run(*args: object) -> str:
         raise done.exception
     assert done.exit_code == 0, done.output
     return done.stdout
+
+
+@pytest.fixture(scope="module", autouse=True)
+def key() -> Iterator[None]:
+    """The key of the loopback server, for what is called in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOY_KEY", "sk-toy-secret")
+        yield
 
 
 @pytest.fixture(scope="module")

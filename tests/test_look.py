@@ -66,6 +66,14 @@ def command(*args: object) -> list[str]:
 # ---------------------------------------------------------------- a job
 
 
+@pytest.fixture(scope="module", autouse=True)
+def key() -> Iterator[None]:
+    """The key of the loopback server, for what is called in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOY_KEY", "sk-toy-secret")
+        yield
+
+
 @pytest.fixture(scope="module")
 def job(tmp_path_factory) -> Path:
     """A judged job with hostile texts, and so many negatives wanted that some are written."""

@@ -449,7 +449,7 @@ def test_keys_walk_open_close_search_and_help(show, job):
     page.keyboard.press("?")
     assert page.locator("dialog[open] kbd").count() > 10
     page.keyboard.press("Escape")
-    assert page.locator("dialog").count() == 0
+    page.locator("dialog").wait_for(state="detached")
     page.keyboard.press("s")
     assert page.locator(".overview").is_visible()
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 from miner.commands.common import AsJson, JobFile, Overrides, load, print_json, resumable
-from miner.commands.prompt_views import clean
 from miner.errors import UserError
 
 Eval = Annotated[
@@ -82,6 +81,7 @@ def _print(results: dict[str, Any], folder: Path) -> None:
     from rich.text import Text
 
     from miner import evaluate, evaluation
+    from miner.commands.prompt_views import clean
 
     console = Console(highlight=False, markup=False, emoji=False)
     lines = [line for line in evaluate.told(results) if line and not line.startswith("|")]
