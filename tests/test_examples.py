@@ -78,7 +78,12 @@ def words(text: str) -> str:
     return " ".join(re.findall(r"[^\W\d_]+", text))
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+# Every run of the tests takes two of them; all are in `make test-all`.
+QUICK = ("faq-chatbot", "prompt-iteration")
+TOLD = [pytest.param(path, marks=() if path.name in QUICK else pytest.mark.slow, id=path.name) for path in EXAMPLES]
+
+
+@pytest.mark.parametrize("example", TOLD)
 def test_an_example_does_what_its_readme_shows(example, tmp_path, environment):
     if example.name == "library-docs":
         pytest.skip("tests/test_docs.py runs the demo")

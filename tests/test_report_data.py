@@ -363,6 +363,7 @@ def _seeded(run: Any, seed: int) -> Any:
     return dataclasses.replace(run, job=run.job.model_copy(update={"seed": seed}))
 
 
+@pytest.mark.slow
 def test_a_large_job_stays_below_eight_megabytes(tmp_path):
     job = reports.folder(tmp_path, 10_000, answered=300)
     made = report_data.payload(job)
