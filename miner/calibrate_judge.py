@@ -40,6 +40,17 @@ FILE = "calibration.json"
 RESTS_ON = ("relevant_from", "max_chars", "reference", "evidence")
 PACKED = ("pack", "orders")
 BINS = 10
+# What is measured of a judge, in words.
+MEASURES = {
+    "kappa": "kappa, irrelevant or not",
+    "kappa_quadratic": "kappa, grades, quadratic",
+    "auc_grade": "AUC of the grade",
+    "auc_score": "AUC of the score",
+    "precision_irrelevant": "precision of irrelevant",
+    "recall_irrelevant": "recall of irrelevant",
+    "yield": "yield",
+    "false_negatives": "false negatives among accepted",
+}
 
 
 def judge(run: Context, path: Path, split: str, target: float, rung: str | None = None) -> Row:

@@ -32,7 +32,13 @@ def card(facts: Facts) -> str:
     """
     front = yaml.safe_dump(_front(facts), sort_keys=False, allow_unicode=True, default_flow_style=False, width=1000)
     calls = {name: _opened(facts["files"], name) for name in facts["rows"]}
-    more = {"calls": calls, "listed": [file[0] for file in _listed(facts["files"])], "losses": LOSSES}
+    pooling = {"last": "last_token"}.get(facts["train"]["pooling"], facts["train"]["pooling"])  # FlagEmbedding's word
+    more = {
+        "pooling": pooling,
+        "calls": calls,
+        "listed": [file[0] for file in _listed(facts["files"])],
+        "losses": LOSSES,
+    }
     body = _environment().from_string(TEMPLATE).render(**facts, **more, no_judge=NO_JUDGE, no_style=NO_STYLE)
     return f"---\n{front}---\n\n{body}\n"
 
@@ -253,7 +259,8 @@ FlagEmbedding, embedder:
       --cache_path cache --train_group_size {{ train.group }}{% if train.prompt %} \\
       --query_instruction_for_retrieval {{ train.prompt | sh }}{% endif %} --query_max_len 64 \\
       --passage_max_len 256 --per_device_train_batch_size 16 --learning_rate 1e-5 --num_train_epochs 1 \\
-      --temperature 0.02 --sentence_pooling_method {{ {"last": "last_token"}.get(train.pooling, train.pooling) }} --normalize_embeddings True --output_dir out
+      --temperature 0.02 --sentence_pooling_method {{ pooling }} \\
+      --normalize_embeddings True --output_dir out
 
 {% endif %}
 {% if "flagembedding-m3" in rows %}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +36,14 @@ def miner(environment: dict[str, str]) -> Callable[..., subprocess.CompletedProc
         return done
 
     return call
+
+
+@pytest.fixture(scope="module")
+def toy_key() -> Iterator[None]:
+    """The key of the loopback servers, for what is called in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOY_KEY", "sk-toy-secret")
+        yield
 
 
 def shared(name: str) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from miner.errors import UserError
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command()(look.diff)
 app.command()(look.status)
+pytestmark = pytest.mark.usefixtures("toy_key")
 Pair = tuple[str, str]
 
 
@@ -36,16 +36,8 @@ def run(*args: object) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module", autouse=True)
-def key() -> Iterator[None]:
-    """The key of the loopback server, for what is called in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOY_KEY", "sk-toy-secret")
-        yield
-
-
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory) -> tuple[Path, Path]:
+def jobs(tmp_path_factory, toy_key) -> tuple[Path, Path]:
     """B goes deeper, wants more, refuses the best rank, has one passage, one query and one positive more and lacks a
     query of A."""
     folder = tmp_path_factory.mktemp("diff")

@@ -44,6 +44,7 @@ HOSTILE = (
 # Whatever can steer a terminal, turn the reading direction or hide; \x1b is looked at by itself where colours are on.
 ACTIVE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200b\ufeff]")
 MILLION = 1_000_000
+pytestmark = pytest.mark.usefixtures("toy_key")
 
 
 def run(*args: object, width: int = 80, **env: str) -> str:
@@ -66,16 +67,8 @@ def command(*args: object) -> list[str]:
 # ---------------------------------------------------------------- a job
 
 
-@pytest.fixture(scope="module", autouse=True)
-def key() -> Iterator[None]:
-    """The key of the loopback server, for what is called in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOY_KEY", "sk-toy-secret")
-        yield
-
-
 @pytest.fixture(scope="module")
-def job(tmp_path_factory) -> Path:
+def job(tmp_path_factory, toy_key) -> Path:
     """A judged job with hostile texts, and so many negatives wanted that some are written."""
     folder = tmp_path_factory.mktemp("look") / "job"
     data = toy.beir(folder / "data")

@@ -16,16 +16,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Row = dict[str, Any]
-WORDS = {
-    "kappa": "kappa, irrelevant or not",
-    "kappa_quadratic": "kappa, grades, quadratic",
-    "auc_grade": "AUC of the grade",
-    "auc_score": "AUC of the score",
-    "precision_irrelevant": "precision of irrelevant",
-    "recall_irrelevant": "recall of irrelevant",
-    "yield": "yield",
-    "false_negatives": "false negatives among accepted",
-}
 
 
 def judge(
@@ -82,6 +72,8 @@ def judge(
 def _print(found: Row) -> None:
     from rich.console import Console
 
+    from miner.calibrate_judge import MEASURES
+
     console = Console(highlight=False, markup=False, emoji=False)
     failed = sum(count for status, count in found["status"].items() if status != "ok")
     left = f", {found['ungraded']} more not graded yet" if found["ungraded"] else ""
@@ -93,7 +85,7 @@ def _print(found: Row) -> None:
     )
     console.print(f"\nat grade <= {found['irrelevant_to']}, as the job accepts (95% intervals, resampled by query)")
     table = _table(("", "", ""), 2)
-    for name, words in WORDS.items():
+    for name, words in MEASURES.items():
         if name in found["metrics"]:
             percent = name not in ("kappa", "kappa_quadratic", "auc_grade", "auc_score")
             table.add_row(words, interval(found["metrics"][name], percent))

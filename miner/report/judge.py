@@ -19,16 +19,6 @@ from miner.report.read import Found
 from miner.report.sections import section, table
 
 Row = dict[str, Any]
-METRICS = {
-    "kappa": "Cohen's kappa, irrelevant or not",
-    "kappa_quadratic": "quadratic kappa of the grades",
-    "auc_grade": "AUC of the grade",
-    "auc_score": "AUC of the score",
-    "precision_irrelevant": "precision of irrelevant",
-    "recall_irrelevant": "recall of irrelevant",
-    "yield": "yield",
-    "false_negatives": "false negatives among accepted",
-}
 
 
 def rung_steps(found: Found) -> list[tuple[str, str]]:
@@ -99,7 +89,7 @@ def agreement(found: Found) -> Row | None:
     plots, rows, chosen = [], [], []
     for one in known:
         who = f"{one['model']}, {one['prompt']} {one['prompt_version'][:8]}"
-        rows += [(who, words, *_measured(one["metrics"].get(name))) for name, words in METRICS.items()]
+        rows += [(who, words, *_measured(one["metrics"].get(name))) for name, words in calibrate_judge.MEASURES.items()]
         kept = "none" if one["threshold"] is None else f"{one['on']} <= {one['threshold']:g}"
         counts = (one["pairs"], one["queries"], one["accepted"], one["false_negatives"], one["bound"], one["target"])
         chosen.append((who, kept, *counts, one["reason"]))
