@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from miner.ranking import mix, position
 from miner.records import content_id, fold
@@ -27,6 +25,9 @@ PAIRS = 1 << 20  # pairs that are compared at once
 
 def clusters(texts: Sequence[str], owner: Array, positive: Array) -> Array:
     """int64[n]: the number of each query's cluster. owner, positive: int64[m], query i has the passage of that row."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components  # a tenth of a second
+
     size = len(texts)
     left, right = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     order = np.argsort(positive, kind="stable")
