@@ -88,6 +88,28 @@ def test_an_attacker_who_knows_the_codes_of_before_forges_no_fence(attack):
         assert_one_fence(attack, passage)
 
 
+@pytest.mark.parametrize("name", ["binary", "packed", "listwise"])
+def test_the_other_judges_fence_every_attack_too(name):
+    """Hostile passages that share a request stand each between its own fences, with one code that none of them holds."""
+    prompt = prompts.load("judge", name, None)
+    size = 1 if name == "binary" else 8
+    for start in range(0, len(ATTACKS), size):
+        some = ATTACKS[start : start + size]
+        first = some[0]
+        pairs = [judgments.Pair("q", a["id"], first["query"], first["positive"], a["passage"]) for a in some]
+        system, user = (
+            message["content"] for message in judgments.request_about(pairs, prompt, LLM, Judge()).body["messages"]
+        )
+        assert system == prompt.system
+        code = re.match(r"=== QUERY (\w+) ===", user)[1]
+        assert code not in "".join([first["query"], first["positive"], *(attack["passage"] for attack in some)])
+        passages = [f"PASSAGE {code}" if size == 1 else f"PASSAGE {at} {code}" for at in range(1, len(some) + 1)]
+        fences = [f"=== {line} ===" for line in (f"QUERY {code}", f"REFERENCE {code}", *passages, f"END {code}")]
+        assert [line for line in user.splitlines() if code in line] == fences
+        for attack, fence, after in zip(some, fences[2:], fences[3:], strict=False):
+            assert user.split(fence + "\n")[1].split("\n" + after)[0] == attack["passage"]
+
+
 def test_template_code_of_a_passage_is_not_run():
     found = [attack for attack in ATTACKS if attack["kind"] == "jinja"]
     assert len(found) >= 3
