@@ -90,7 +90,7 @@ def test_an_attacker_who_knows_the_codes_of_before_forges_no_fence(attack):
 
 @pytest.mark.parametrize("name", ["binary", "packed", "listwise"])
 def test_the_other_judges_fence_every_attack_too(name):
-    """Hostile passages that share a request stand each between its own fences, with one code that none of them holds."""
+    """Hostile passages that share a request stand each between its own fences, by one code that none of them holds."""
     prompt = prompts.load("judge", name, None)
     size = 1 if name == "binary" else 8
     for start in range(0, len(ATTACKS), size):
