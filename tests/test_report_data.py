@@ -566,7 +566,7 @@ def test_what_people_said_of_the_judge_is_drawn(full, tmp_path):
         if one["n"]:
             assert f"{one['start'] + 0.5:.2f}: {one['observed']['value']:.0%}" in plot["alt"]
     agreed = {row[1]: row[2] for row in table(made, "agreement", "Agreement with people, 95% intervals")}
-    assert agreed["Cohen's kappa, irrelevant or not"] == pytest.approx(told["metrics"]["kappa"]["value"], abs=1e-4)
+    assert agreed["kappa, irrelevant or not"] == pytest.approx(told["metrics"]["kappa"]["value"], abs=1e-4)
     (copy / "graded.jsonl").write_text("changed")
     assert not section(report_data.payload(config.load(path, [])), "agreement")["plots"]
 
