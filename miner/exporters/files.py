@@ -32,7 +32,7 @@ def parquet(
     folder: Path, stem: str, schema: pa.Schema, tables: Iterable[pa.Table], settings: Export
 ) -> tuple[int, str]:
     """Returns the number of rows and the pattern of the files. No rows: one file without rows."""
-    codec = {"auto": "snappy"}.get(settings.compression, settings.compression)
+    codec = {"auto": "none"}.get(settings.compression, settings.compression)
 
     def write(part: Path, groups: Iterator[pa.Table]) -> int:
         rows = 0

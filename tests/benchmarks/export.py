@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from miner.records import DECISIONS, OUTCOMES, PASSAGES, POSITIVES, QUERIES
 
 NEGATIVES, BLOCK, SEED = 7, 1024, 13
-SIDES = ("miner", "miner, zstd", "miner, no compression", "from_dict", "from_dict + to_parquet")
+SIDES = ("miner", "miner, zstd", "from_dict", "from_dict + to_parquet")
 
 
 # ---------------------------------------------------------------- the simulated job
@@ -144,8 +144,7 @@ def run_side(side: str, folder: Path, out: Path) -> None:
     out.mkdir(exist_ok=True)
     start, cpu = time.perf_counter(), time.process_time()
     if side.startswith("miner"):
-        packing = {"miner": "auto", "miner, zstd": "zstd"}
-        count = miner(folder, out, packing.get(side, "none"))
+        count = miner(folder, out, "auto" if side == "miner" else "zstd")
     else:
         count = from_dict(folder, out, side.endswith("parquet"))
     seconds, used = time.perf_counter() - start, time.process_time() - cpu
