@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from miner import encoders, prompts, ranking, shares, store, style
 from miner.judge_steps import counted, judged_parts, plain, references, warn, write_failures
-from miner.records import SYNTHETIC, TEXT, content_id, texts
+from miner.records import SYNTHETIC, TEXT, content_id, is_corpus, texts
 from miner.stages import synthetic
 from miner.steps import Context, Done
 from miner.synthetic_checks import word_count
@@ -52,7 +52,7 @@ def run_synthetic(run: Context, work: Path) -> Done:
     warn(run, "generate", missing)
     told = plain(counts)
     faults = {"faults": told.pop("reason")} if "reason" in told else {}
-    taken = sum(map(synthetic.is_corpus, rows))
+    taken = sum(map(is_corpus, rows))
     found = {"corpus_passages": taken} if taken else {}
     return Done({"rows": table.num_rows, **told, **faults, **found}, complete=not missing)
 
@@ -88,8 +88,14 @@ def _check(run: Context, rows: list[synthetic.Row], wanted: list[synthetic.Deman
     synthetic.check_job(rows, sources, near, generator)
 
 
-def _met(run: Context, queries: set[str]) -> dict[str, set[str]]:
-    """Of each query the doc ids that mining found for it, in the pool or not, and its positives."""
+def _met(run: Context, queries: set[str]) -> dict[str, set[str]] | None:
+    """Of each query the doc ids that mining found for it, in the pool or not, and its positives.
+
+    None where mining refuses passages for what they are: nobody has asked that of one that it did not find.
+    """
+    refusing = [*run.job.filters.model_dump().values(), run.job.mining.max_uses]
+    if any(rule is not None for rule in refusing):
+        return None
     found: dict[str, set[str]] = {query_id: set() for query_id in queries}
     wanted = pa.array(sorted(queries), TEXT)
     for part in run.parts("candidates", "part") if queries else []:

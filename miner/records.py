@@ -6,7 +6,8 @@ Keys are (query_id, doc_id). Text columns are `large_string`, since a corpus may
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import pyarrow as pa
 
@@ -156,6 +157,11 @@ FALSE_NEGATIVES = pa.schema(
         ("request_key", pa.string()),
     ]
 )
+
+
+def is_corpus(row: Mapping[str, Any]) -> bool:
+    """Does a passage of the corpus stand in this row of SYNTHETIC, in the place of its written copy?"""
+    return row["corpus_id"] is not None and row["corpus_id"] == row["doc_id"]
 
 
 def passage_text(title: str, text: str) -> str:

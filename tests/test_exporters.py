@@ -337,20 +337,20 @@ def test_shards_hold_all_rows_in_order(tmp_path, limit):
         assert len(parts) == -(-counts["rows"] // limit)
 
 
-@pytest.mark.parametrize("packed", ["auto", "none", "zstd", "gzip"])
+@pytest.mark.parametrize("packed", ["none", "zstd", "gzip"])
 def test_what_a_loader_can_unpack_is_packed(tmp_path, packed):
     for name in ("tevatron-legacy", "st-triplet"):
         write(name, SMALL, tmp_path, compression=packed)
     (path,) = tmp_path.glob("tevatron-legacy*")
     assert path.name == "tevatron-legacy.jsonl" + {"zstd": ".zst", "gzip": ".gz"}.get(packed, "")
     raw = path.read_bytes()
-    text = {"auto": bytes, "none": bytes, "gzip": gzip.decompress}.get(
+    text = {"none": bytes, "gzip": gzip.decompress}.get(
         packed, lambda b: pa.input_stream(path, compression="zstd").read()
     )
     write("tevatron-legacy", SMALL, tmp_path / "plain")
     assert text(raw) == (tmp_path / "plain/tevatron-legacy.jsonl").read_bytes()
     codec = pq.ParquetFile(tmp_path / "st-triplet.parquet").metadata.row_group(0).column(0).compression
-    assert codec == {"auto": "UNCOMPRESSED", "none": "UNCOMPRESSED"}.get(packed, packed.upper())
+    assert codec == {"none": "UNCOMPRESSED"}.get(packed, packed.upper())
 
 
 @pytest.mark.parametrize("options", [{}, {"rows_per_shard": 1}, {"dev": ["b"]}])
@@ -358,7 +358,7 @@ def test_what_a_loader_can_unpack_is_packed(tmp_path, packed):
 def test_the_same_examples_give_the_same_bytes(tmp_path, name, options):
     found = []
     for folder in (tmp_path / "1", tmp_path / "2"):
-        write(name, SMALL, folder, compression="auto", **options)
+        write(name, SMALL, folder, **options)
         found.append({p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()})
     assert found[0] == found[1]
     assert found[0]

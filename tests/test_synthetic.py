@@ -460,3 +460,9 @@ def test_a_corpus_passage_takes_the_place_of_its_copy(tmp_path, miner):
     shown = pq.read_table(job.with_suffix(".job") / "export" / "provenance.parquet").to_pylist()
     assert {row["source"] for row in shown if row["doc_id"] == "koala-sleep"} == {"mined"}
     assert sum(row["kept"] for row in decided) > 0
+    more = "--set", "filters.group=source", *(w for s in mining for w in ("--set", s))
+    with Loopback(reply) as server:
+        job = job_of(tmp_path / "filtered", server.url, {"enabled": True, "max_share": 1.0, "checks": checks})
+        counts = json.loads(miner("run", job, "--json", *more).stdout)["steps"]["synthetic"]
+    assert "corpus_passages" not in counts, "what a filter would say of it is not known"
+    assert counts["copy_of"]["corpus"] > 0

@@ -58,10 +58,10 @@ class Export(Model):
         description="sigmoid: of the teacher's logits; minmax: 0 and 1 are the lowest and highest exported score.",
     )
     rows_per_shard: int | None = Field(None, ge=1, description="Rows of one file; null: one file for all.")
-    compression: Literal["auto", "none", "zstd", "gzip"] = Field(
-        "auto",
-        description="auto: nothing is packed. zstd makes Parquet less than half as large and takes twice the time."
-        " What FlagEmbedding and BEIR read is always plain.",
+    compression: Literal["none", "zstd", "gzip"] = Field(
+        "none",
+        description="zstd makes Parquet less than half as large and takes twice the time. What FlagEmbedding and BEIR"
+        " read is always plain.",
     )
     dev_share: float = Field(
         0.0,
@@ -85,9 +85,9 @@ class Export(Model):
                     )
         if self.score_scale == "sigmoid" and self.score_of != "teacher":
             raise ValueError("score_scale: sigmoid is for a teacher's logits; set score_of: teacher, or minmax")
-        if self.compression in ("zstd", "gzip") and set(self.formats) <= PLAIN:
+        if self.compression != "none" and set(self.formats) <= PLAIN:
             raise ValueError(
                 f"compression: {self.compression} fits none of the formats: the loaders of FlagEmbedding and BEIR read"
-                " plain .jsonl; set auto"
+                " plain .jsonl; leave it out"
             )
         return self

@@ -32,11 +32,10 @@ def parquet(
     folder: Path, stem: str, schema: pa.Schema, tables: Iterable[pa.Table], settings: Export
 ) -> tuple[int, str]:
     """Returns the number of rows and the pattern of the files. No rows: one file without rows."""
-    codec = {"auto": "none"}.get(settings.compression, settings.compression)
 
     def write(part: Path, groups: Iterator[pa.Table]) -> int:
         rows = 0
-        with pq.ParquetWriter(part, schema, compression=codec) as writer, ThreadPoolExecutor(1) as pool:
+        with pq.ParquetWriter(part, schema, compression=settings.compression) as writer, ThreadPoolExecutor(1) as pool:
             before: Future[None] | None = None  # a group is packed while the next one is gathered
             for table in groups:
                 if before is not None:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from miner import ranking
 from miner.config import Job
-from miner.records import DECISIONS, FALSE_NEGATIVES, OUTCOMES, TEXT
+from miner.records import DECISIONS, FALSE_NEGATIVES, OUTCOMES, TEXT, is_corpus
 
 Row = dict[str, Any]
 TOO_MANY = "too_many_false_negatives"
@@ -143,7 +143,7 @@ def _synthetic(rows: list[Row], mined: int, wanted: int) -> list[Row]:
 
 def _origin(row: Row) -> Row:
     """A corpus passage that stands in the place of its written copy is a mined one; the generator found it."""
-    if row.get("corpus_id") is not None and row["corpus_id"] == row["doc_id"]:
+    if is_corpus(row):
         return {"source": "mined", "retriever": "generator"}
     return {"source": "synthetic"}
 

@@ -289,7 +289,7 @@ def mark_corpus(
     rows: list[Row],
     near: Callable[[str], Near],
     corpus: Iterable[tuple[str, str]],
-    seen: Callable[[set[str]], dict[str, set[str]]],
+    seen: Callable[[set[str]], dict[str, set[str]] | None],
     text_of: Callable[[str], str],
     checks: Checks,
 ) -> None:
@@ -298,7 +298,8 @@ def mark_corpus(
     A passage that the query has not met yet takes the place of its exact copy: its `doc_id` is the passage's own, and
     it is checked and judged like the rest. One that mining found stays with what mining made of it.
 
-    corpus: (doc_id, text), read once and not kept; seen: of query ids, the doc ids of their candidates and positives.
+    corpus: (doc_id, text), read once and not kept; seen: of query ids, the doc ids of their candidates and positives,
+    None where no passage may take a place.
     """
     open_ = [row for row in rows if sound(row)]
     written, sources = [row["text"] for row in open_], [near(row["query_id"]).positives for row in open_]
@@ -309,16 +310,11 @@ def mark_corpus(
         row["corpus_id"] = doc_id
         if not exact:
             row["reason"] = "near_duplicate_of_corpus"
-        elif doc_id in met[row["query_id"]]:
+        elif met is None or doc_id in met[row["query_id"]]:
             row["copy_of"] = "corpus"
         else:
             met[row["query_id"]].add(doc_id)
             row |= {"doc_id": doc_id, "text": text_of(doc_id)}
-
-
-def is_corpus(row: Row) -> bool:
-    """A passage of the corpus stands in the place of what was written."""
-    return row["corpus_id"] is not None and row["corpus_id"] == row["doc_id"]
 
 
 def score(rows: list[Row], query_vectors: Callable[[list[str]], Array], encode: Callable[[list[str]], Array]) -> Array:

@@ -89,7 +89,7 @@ def filled(known: dict, size: int, schema: pa.Schema) -> pa.Table:
 # ---------------------------------------------------------------- the sides
 
 
-def miner(folder: Path, out: Path, compression: str = "auto") -> int:
+def miner(folder: Path, out: Path, compression: str = "none") -> int:
     from miner import exporters, store
     from miner.config import Export
     from miner.exporters import sentence_transformers
@@ -144,7 +144,7 @@ def run_side(side: str, folder: Path, out: Path) -> None:
     out.mkdir(exist_ok=True)
     start, cpu = time.perf_counter(), time.process_time()
     if side.startswith("miner"):
-        count = miner(folder, out, "auto" if side == "miner" else "zstd")
+        count = miner(folder, out, "none" if side == "miner" else "zstd")
     else:
         count = from_dict(folder, out, side.endswith("parquet"))
     seconds, used = time.perf_counter() - start, time.process_time() - cpu
