@@ -135,8 +135,11 @@ def _lock(folder: Path) -> Check:
             except BlockingIOError:
                 who = handle.read().strip()
                 return Check("job", "lock", "warn", f"process {who} is running this job", "wait for it, or stop it")
-    except OSError:
+    except FileNotFoundError:
         pass  # nobody ever ran it
+    except OSError as error:
+        told = f"{folder / '.lock'}: cannot be read ({error.strerror})"
+        return Check("job", "lock", "fail", told, "check the job folder and its permissions")
     return Check("job", "lock", "ok", "free")
 
 

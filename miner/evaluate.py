@@ -2,7 +2,7 @@
 
 OUT/runs/KEY.json   of one training: a value a query and measure; the key is made from all that it depends on
 OUT/results.json    everything that the table was made from; OUT/table.md, OUT/plot.svg
-OUT/models/         the trained encoders, where they are wanted
+OUT/models/         ARM-SEED-KEY, the trained encoders, where they are wanted
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -197,10 +199,10 @@ def run(found: Plan) -> Row:
     """Do what is not done, write the results. Returns them."""
     todo = trials_of(found)
     started, trained = time.monotonic(), 0
-    lacking = len({trial.key for trial in todo if not _file(found, trial).is_file()})
+    lacking = len({trial.key for trial in todo if not _is_done(found, trial)})
     log.info("evaluate: %d of %d trials are to be done", lacking, len({trial.key for trial in todo}))
     for trial in todo:
-        if _file(found, trial).is_file():
+        if _is_done(found, trial):
             continue
         values = _done(found, trial)
         store.write_json(_file(found, trial), {"arm": trial.arm, "seed": trial.seed, **values})
@@ -220,6 +222,30 @@ def _file(found: Plan, trial: Trial) -> Path:
     return found.folder / "runs" / f"{trial.key}.json"
 
 
+def _model(found: Plan, trial: Trial) -> Path:
+    """The key stands in the name: another recipe gives another model."""
+    return found.folder / "models" / f"{trial.arm}-{trial.seed}-{trial.key[:8]}"
+
+
+def _is_done(found: Plan, trial: Trial) -> bool:
+    """Measured, and where models are kept, there as a model: one that an earlier run threw away is trained again."""
+    lacks_model = found.options.keep_models and trial.lesson is not None and not _model(found, trial).is_dir()
+    return _file(found, trial).is_file() and not lacks_model
+
+
+def _kept(model: Any, folder: Path) -> None:
+    """Save the model whole or not at all."""
+    work = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        work.parent.mkdir(parents=True, exist_ok=True)
+        model.save(work)
+        store.promote(work, folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write ({error.strerror}); free space or choose another folder") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
 def _done(found: Plan, trial: Trial) -> Row:
     """Train and measure: {"values": measure -> one number a query, "loss": mean loss or null}."""
     from miner.trials import ir_measures, sentence_transformers
@@ -229,7 +255,7 @@ def _done(found: Plan, trial: Trial) -> Row:
         with progress.bar(f"train {trial.arm} {trial.seed}", len(trial.lesson.batches), "steps") as tick:
             loss = model.fit(trial.lesson, found.options.recipe, tick)
         if found.options.keep_models:
-            model.save(found.folder / "models" / f"{trial.arm}-{trial.seed}")
+            _kept(model, _model(found, trial))
     held = found.held
     doc_ids, query_ids = list(held.passages), list(held.qrels)
     with progress.bar(f"encode for {trial.arm} {trial.seed}", len(doc_ids) + len(query_ids), "texts") as tick:

@@ -18,7 +18,7 @@ from miner.errors import UserError
 from miner.job import JobFolder
 from miner.numbering import Numbered
 from miner.readers import beir, rows
-from miner.records import fold, texts
+from miner.records import fold, passage_text, texts
 from miner.steps import Context
 
 Array = np.ndarray[Any, Any]
@@ -76,7 +76,7 @@ def _folder(run: Context, path: Path, split: str) -> Held:
     whole = any((path / f"corpus.jsonl{packed}").is_file() for packed in ("", ".gz"))
     if whole:
         source = beir.read(data)
-        passages = {p.doc_id or "": f"{p.title} {p.text}" if p.title else p.text for p in source.passages}
+        passages = {p.doc_id or "": passage_text(p.title, p.text) for p in source.passages}
         queries, judged = source.queries, source.qrels
     else:
         passages = _passages(run)
@@ -219,8 +219,9 @@ class World:
         return kept
 
     def vectors(self) -> tuple[Array, Array]:
+        """(passages, queries), float32[n, d], memory-mapped."""
         folder = self.run.folder.step("vectors")
-        return np.load(folder / "passages.npy"), np.load(folder / "queries.npy")
+        return np.load(folder / "passages.npy", mmap_mode="r"), np.load(folder / "queries.npy", mmap_mode="r")
 
 
 # ---------------------------------------------------------------- arms

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from miner import engine, ledger_tail, store
 from miner.config import Job
 from miner.job import JobFolder
-from miner.job_query import passage_texts
+from miner.job_query import fits, passage_texts
 from miner.records import TEXT
 
 Row = dict[str, Any]
@@ -103,13 +103,14 @@ class _Side:
 
     def __init__(self, job: Job) -> None:
         self.job, self.folder = job, JobFolder(Path(job.job or ""))
-        self.decided = bool(self.parts("decisions", "part"))
-        self.rows = self._rows()
+        self.decided = fits(self.folder, "decisions")
+        # Every candidate: decided, or as mining left it.
+        step = "decisions" if self.decided else "candidates"
+        self.rows = self._concat(self.parts(step, "part"), [*KEY, *COLUMNS])
         self.queries = self._queries()
         # What the judge made positives is among them.
-        self.positives = self._concat(
-            [*self.parts("candidates", "positives"), *self.parts("decisions", "relabelled")], KEY
-        )
+        relabelled = self.parts("decisions", "relabelled") if self.decided else []
+        self.positives = self._concat([*self.parts("candidates", "positives"), *relabelled], KEY)
 
     def parts(self, step: str, name: str) -> list[Path]:
         return sorted(self.folder.step(step).glob(f"{name}-*.parquet"))
@@ -124,11 +125,6 @@ class _Side:
             there = [table.column(n) if n in table.column_names else pa.nulls(table.num_rows) for n in columns]
             tables.append(pa.table(there, names=columns).cast(schema))
         return pa.concat_tables([schema.empty_table(), *tables]).combine_chunks()
-
-    def _rows(self) -> pa.Table:
-        """Every candidate: decided, or as mining left it."""
-        step = "decisions" if self.decided else "candidates"
-        return self._concat(self.parts(step, "part"), [*KEY, *COLUMNS])
 
     def _queries(self) -> pa.Table:
         path = self.folder.step("corpus") / "queries.parquet"
@@ -204,27 +200,29 @@ def _shared(sides: list[_Side]) -> dict[str, int]:
 
 def _joined(a: _Side, b: _Side) -> pa.Table:
     """Every candidate of either job once: its columns with _a and _b, null where a job has no such candidate."""
-    found = a.rows.append_column("here", pa.array([True] * a.rows.num_rows, pa.bool_()))
-    other = b.rows.append_column("here", pa.array([True] * b.rows.num_rows, pa.bool_()))
-    names = [*COLUMNS, "here"]
-    left = found.rename_columns([*KEY, *(f"{name}_a" for name in names)])
-    right = other.rename_columns([*KEY, *(f"{name}_b" for name in names)])
+    left, right = (_once(side.rows, name) for side, name in ((a, "a"), (b, "b")))
     joined = left.join(right, keys=KEY, join_type="full outer")
-    return joined.set_column(joined.column_names.index("kept_a"), "kept_a", _true(joined, "kept_a")).set_column(
-        joined.column_names.index("kept_b"), "kept_b", _true(joined, "kept_b")
-    )
+    for name in ("kept_a", "kept_b"):
+        joined = joined.set_column(joined.column_names.index(name), name, _true(joined, name))
+    return joined
+
+
+def _once(rows: pa.Table, side: str) -> pa.Table:
+    """The rows, named for a side, and here_SIDE. A text written twice has two rows: the kept one, or else the first."""
+    place = pa.array(range(rows.num_rows), pa.int64())
+    order = pa.table({"kept": _true(rows, "kept"), "place": place, **{name: rows.column(name) for name in KEY}})
+    order = order.sort_by([("kept", "descending"), ("place", "ascending")])
+    first = order.group_by(KEY, use_threads=False).aggregate([("place", "first")]).column("place_first")
+    rows = rows.take(first).append_column("here", pa.array([True] * len(first), pa.bool_()))
+    return rows.rename_columns([*KEY, *(f"{name}_{side}" for name in (*COLUMNS, "here"))])
 
 
 def _true(table: pa.Table, name: str) -> Any:
     return pc.fill_null(table.column(name), False)
 
 
-def _gained(table: pa.Table) -> Any:
-    return pc.and_(table.column("kept_b"), pc.invert(table.column("kept_a")))
-
-
-def _lost(table: pa.Table) -> Any:
-    return pc.and_(table.column("kept_a"), pc.invert(table.column("kept_b")))
+def _alone(table: pa.Table, side: str, other: str) -> Any:
+    return pc.and_(table.column(f"kept_{side}"), pc.invert(table.column(f"kept_{other}")))
 
 
 def _moved(table: pa.Table) -> Any:
@@ -236,7 +234,7 @@ def _moved(table: pa.Table) -> Any:
     return pc.and_(both, pc.or_(slot, grade))
 
 
-_TESTS = {"gained": _gained, "lost": _lost, "moved": _moved}
+_TESTS = {"gained": lambda rows: _alone(rows, "b", "a"), "lost": lambda rows: _alone(rows, "a", "b"), "moved": _moved}
 
 
 def _count(table: pa.Table, test: Any) -> int:
@@ -357,21 +355,19 @@ def _metrics(sides: list[_Side], joined: pa.Table) -> list[list[Any]]:
     rows = _paired(a, b)
     same = joined.filter(pc.and_(joined.column("kept_a"), joined.column("kept_b"))).num_rows
     either = joined.filter(pc.or_(joined.column("kept_a"), joined.column("kept_b"))).num_rows
-    share = round(same / either, 4) if either else None
+    share = round(same / either, 4) if either and all(side.decided for side in sides) else None
     return [*rows, ["negatives in common (of either)", share, share]]
 
 
 def _measured(side: _Side) -> Row:
-    """score: of the job's encoder, so it can be compared where both jobs have the same one."""
+    """score: of the job's encoder, comparable where both jobs have the same one. None for what is not decided yet."""
     rows = side.rows
     kept = rows.filter(_true(rows, "kept"))
     score = pc.cast(kept.column("score"), pa.float64())
     below = pc.subtract(pc.cast(kept.column("positive_score"), pa.float64()), score)
     judged = int(pc.sum(pc.equal(rows.column("status"), "ok")).as_py() or 0)
     spent = ledger_tail.spent(side.folder.ledger)
-    return {
-        "queries": side.queries.num_rows,
-        "candidates": rows.num_rows,
+    decided = {
         "negatives": kept.num_rows,
         "queries with negatives": len(pc.unique(kept.column("query_id"))),
         "mean score of negatives (hardness)": _mean(score),
@@ -379,6 +375,11 @@ def _measured(side: _Side) -> Row:
         "synthetic share of negatives": _share(pc.sum(pc.equal(kept.column("source"), "synthetic")), kept.num_rows),
         "judged": judged,
         "negatives of the judged (yield)": _share(pc.sum(pc.equal(kept.column("status"), "ok")), judged),
+    }
+    return {
+        "queries": side.queries.num_rows,
+        "candidates": rows.num_rows,
+        **(decided if side.decided else dict.fromkeys(decided)),
         "LLM answers": spent["answers"],
         "prompt tokens": spent["prompt_tokens"],
         "answer tokens": spent["completion_tokens"],

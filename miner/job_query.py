@@ -8,9 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from miner import judge_steps, ledger_tail
+from miner import judge_steps, ledger_tail, store
 from miner.config import Job
 from miner.errors import UserError
 from miner.job import JobFolder
@@ -27,10 +26,13 @@ def query(job: Job, wanted: str) -> Row:
     """
     folder = JobFolder(Path(job.job or ""))
     query_id, text = _found(folder, wanted)
-    candidates = _parts(folder, "decisions", "part", query_id) or _parts(folder, "candidates", "part", query_id)
+    step = "decisions" if fits(folder, "decisions") else "candidates"
+    candidates = _parts(folder, step, "part", query_id)
     positives = _parts(folder, "candidates", "positives", query_id)
     judged = {row["doc_id"]: row for row in _judgments(folder, query_id)}
-    written = {row["doc_id"]: row for row in _rows(folder.root / "synthetic/synthetic.parquet", query_id)}
+    # A text that was written twice has one id: the first is the one that counts.
+    made = reversed(_rows(folder.root / "synthetic/synthetic.parquet", query_id))
+    written = {row["doc_id"]: row for row in made}
     texts = passage_texts(folder, [row["doc_id"] for row in (*candidates, *positives)])
     for candidate in candidates:
         doc_id = candidate["doc_id"]
@@ -38,8 +40,8 @@ def query(job: Job, wanted: str) -> Row:
         candidate["margin"] = _margin(candidate)
         candidate["text"] = texts.get(doc_id, "")
         if doc_id in written:
-            made = written[doc_id]
-            candidate |= {"text": made["text"] or "", "facet": made["facet"], "change": made["change"]}
+            own = written[doc_id]
+            candidate |= {"text": own["text"] or "", "facet": own["facet"], "change": own["change"]}
     for positive in positives:
         positive["text"] = texts.get(positive["doc_id"], "")
     return {"query_id": query_id, "text": text, "positives": positives, "candidates": candidates}
@@ -55,7 +57,7 @@ def _found(folder: JobFolder, wanted: str) -> tuple[str, str]:
     path = folder.step("corpus") / "queries.parquet"
     if not path.is_file():
         raise UserError(f"{folder.root}: nothing is mined yet; run `miner mine` first")
-    table = _table(path, ["query_id", "text"])
+    table = store.read_table(path, ["query_id", "text"])
     if not table.num_rows:
         raise UserError(f"{folder.root}: nothing is mined yet; run `miner mine` first")
     ids, texts = table.column("query_id"), table.column("text")
@@ -149,19 +151,28 @@ def _said(response: Any) -> str | None:
 # ---------------------------------------------------------------- files
 
 
-def _table(path: Path, columns: list[str] | None = None, filters: Any = None) -> pa.Table:
-    try:
-        return pq.read_table(path, columns=columns, filters=filters)
-    except (pa.ArrowException, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: cannot read ({reason}); run the job, which makes it anew") from None
+def fits(folder: JobFolder, step: str) -> bool:
+    """The step is done, and made from the very files that the steps before it have now. What a job decided of the
+    candidates of an earlier mining says nothing of those that are there."""
+    stamps = {path.stem: folder.stamp(path.stem) for path in (folder.root / "stamps").glob("*.json")}
+    before = "files of "
+
+    def fitting(name: str) -> bool:
+        stamp = stamps.get(name)
+        return stamp is not None and all(
+            fitting(key.removeprefix(before)) and getattr(stamps[key.removeprefix(before)], "hash", None) == digest
+            for key, digest in stamp.inputs.items()
+            if key.startswith(before)
+        )
+
+    return fitting(step)
 
 
 def _rows(path: Path, query_id: str) -> list[Row]:
     """The rows of a query; row groups that cannot hold it are not read."""
     if not path.is_file():
         return []
-    return list(_table(path, filters=[("query_id", "=", query_id)]).to_pylist())
+    return list(store.read_table(path, filters=[("query_id", "=", query_id)]).to_pylist())
 
 
 def _judgments(folder: JobFolder, query_id: str) -> list[Row]:
@@ -179,6 +190,6 @@ def passage_texts(folder: JobFolder, ids: Iterable[str]) -> dict[str, str]:
     path, wanted = folder.step("corpus") / "passages.parquet", sorted(set(ids))
     if not wanted or not path.is_file():
         return {}
-    table = _table(path, ["doc_id", "title", "text"], [("doc_id", "in", wanted)])
+    table = store.read_table(path, ["doc_id", "title", "text"], [("doc_id", "in", wanted)])
     columns = [table.column(name).to_pylist() for name in ("doc_id", "title", "text")]
     return {doc_id: passage_text(title, text) for doc_id, title, text in zip(*columns, strict=True)}

@@ -16,6 +16,7 @@ import numpy as np
 from miner import cascade, generate_steps, judge_steps, packs, prompts, store
 from miner.config import Endpoint
 from miner.ledger_tail import Seen, Tail
+from miner.stages import synthetic
 from miner.steps import Context
 
 Row = dict[str, Any]
@@ -106,11 +107,14 @@ def target(run: Context, step: str) -> Target | None:
         return None if here is None else _judged(here, _open(run, names[: rungs[step]]))
     if step == "synthetic_judgments":
         written = run.table("synthetic", "synthetic").select(["query_id", "doc_id", "status", "copy_of", "reason"])
-        rows = (row for row in written.to_pylist() if row["status"] == "ok" and not row["copy_of"])
-        return _judged(run, [(row["query_id"], row["doc_id"]) for row in rows if not row["reason"]])
+        rows = filter(synthetic.sound, written.to_pylist())
+        return _judged(run, [(row["query_id"], row["doc_id"]) for row in rows])
     if step == "synthetic":
         loaded = generate_steps.strategy_prompts(run) or [run.prompt("generator")]
-        lacks = {one.query_id: one.lacks for one in generate_steps.shortages(run)}
+        # A query without a near-miss gets nothing from prompts that all show one.
+        bound = all("near_miss" in prompt.front.inputs for prompt in loaded)
+        short = (one for one in generate_steps.shortages(run) if not bound or any(fit for _, _, fit in one.pool))
+        lacks = {one.query_id: one.lacks for one in short}
         expected = sum(lacks.values()) * run.job.generator.samples
         versions = frozenset(prompt.version for prompt in loaded)
         endpoint = run.endpoint("generator")

@@ -17,7 +17,7 @@ from miner.config import Job, Judge
 from miner.errors import UserError
 from miner.judge_watch import CANARIES, Canaries, Watched
 from miner.records import JUDGMENTS
-from miner.stages import judgments
+from miner.stages import judgments, synthetic
 from miner.stages.judgments import RUNG, Pair, Pairs
 from miner.steps import Context, Done
 
@@ -31,7 +31,7 @@ def run_judgments(run: Context, work: Path) -> Done:
 def run_synthetic_judgments(run: Context, work: Path) -> Done:
     reference = references(run)
     written = run.table("synthetic", "synthetic").to_pylist()
-    rows = [row for row in written if row["status"] == "ok" and not row["copy_of"] and not row.get("reason")]
+    rows = [row for row in written if synthetic.sound(row)]
 
     def pairs() -> Iterator[Pair]:
         for row in rows:

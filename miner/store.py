@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -102,23 +103,35 @@ def write_batches(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> 
     return count
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        return pq.read_table(path, columns=columns)
+        yield
     except (pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: cannot read ({reason}); run the job, which makes it anew") from None
 
 
+def read_table(path: Path, columns: list[str] | None = None, filters: list[Any] | None = None) -> pa.Table:
+    """filters: as pyarrow takes them; row groups that cannot hold such a row are not read. Raises UserError."""
+    with _readable(path):
+        return pq.read_table(path, columns=columns, filters=filters)
+
+
 def count_rows(path: Path) -> int:
-    return int(pq.read_metadata(path).num_rows)
+    with _readable(path):
+        return int(pq.read_metadata(path).num_rows)
 
 
 def iter_tables(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """The row groups of a Parquet file, one after the other."""
-    with pq.ParquetFile(path) as file:
+    """The row groups of a Parquet file, one after the other. Raises UserError."""
+    with _readable(path):
+        file = pq.ParquetFile(path)
+    with file:
         for group in range(file.num_row_groups):
-            yield file.read_row_group(group, columns=columns)
+            with _readable(path):
+                table = file.read_row_group(group, columns=columns)
+            yield table
 
 
 def save_array(path: Path, array: np.ndarray[Any, Any]) -> None:

@@ -5,18 +5,17 @@ Run as a script it is a client: LEDGER URL COUNT OPTIONS, for the tests that kil
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 import loopback
+from serving import Handler, Serving
 
 from miner.config import Budget, Endpoint
 from miner.ledger import Ledger, Request
@@ -66,7 +65,7 @@ def completed(lines: list[Line]) -> Outcome:
     return Outcome("completed", [good(line) for line in lines[::-1]])
 
 
-class BatchServer:
+class BatchServer(Serving):
     """`with BatchServer() as server:` -> server.url.
 
     outcome: (number of the batch from 0, its lines) -> what becomes of it.
@@ -172,69 +171,40 @@ class BatchServer:
         self.deleted.append(name)
         return {"id": name, "object": "file", "deleted": True}
 
-    def respond(self, handler: BaseHTTPRequestHandler) -> None:
-        body = handler.rfile.read(int(handler.headers.get("content-length") or 0))
+    def respond(self, handler: Handler) -> None:
+        body = handler.read()
         operation, act = self.handle(handler.command, handler.path, body, handler.headers.get("content-type", ""))
         with self._lock:
             self.calls[operation] += 1
             sent = handler.headers.get("authorization", "")
             if self.key and sent != f"Bearer {self.key}":
-                return reply(handler, 401, {"error": {"message": f"Incorrect API key provided: {sent}"}})
+                return handler.say(401, {"error": {"message": f"Incorrect API key provided: {sent}"}})
             fault = (self.faults.get(operation) or [None]).pop(0)
             if isinstance(fault, int):
-                return reply(handler, fault, {"error": {"message": "scripted"}}, {"retry-after": "0"})
+                return handler.say(fault, {"error": {"message": "scripted"}}, {"retry-after": "0"})
             if fault == "garbage":
-                return reply(handler, 200, b"<html>please log in</html>")
+                return handler.say(200, b"<html>please log in</html>")
             if callable(fault):
                 fault()
             try:
                 done = act()
             except (KeyError, StopIteration):
-                return reply(handler, 404, {"error": {"message": "no such thing"}})
+                return handler.say(404, {"error": {"message": "no such thing"}})
         if fault == "lost":
             return loopback.reset_midway(handler)
-        reply(handler, 200, done)
+        handler.say(200, done)
 
     def __enter__(self) -> BatchServer:
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True
-
-            def handle(self) -> None:
-                with contextlib.suppress(ConnectionError):
-                    super().handle()
-
+        class Answering(Handler):
             def do_GET(self) -> None:
                 outer.respond(self)
 
             do_POST = do_DELETE = do_GET
 
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        self._thread.start()
+        self.url = f"{self.start(Answering)}/v1"
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-def reply(handler: BaseHTTPRequestHandler, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
-    raw = content if isinstance(content, bytes) else json.dumps(content).encode()
-    handler.send_response(status)
-    for name, value in {"content-type": "application/json", **(headers or {})}.items():
-        handler.send_header(name, value)
-    handler.send_header("content-length", str(len(raw)))
-    handler.end_headers()
-    handler.wfile.write(raw)
 
 
 def uploaded(body: bytes, content_type: str) -> bytes:

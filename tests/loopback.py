@@ -17,10 +17,11 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import numpy as np
+from serving import Handler, Serving
 
 FENCED = re.compile(r"=== (\w+) \w+ ===\n(.*?)\n(?==== )", re.DOTALL)
 # Status, headers, content; or a function that writes to the connection itself.
@@ -144,7 +145,7 @@ def _start(handler: BaseHTTPRequestHandler, length: int) -> None:
     handler.wfile.flush()
 
 
-class Loopback:
+class Loopback(Serving):
     """`with Loopback() as server:` -> server.url; what it saw stands in:
 
     bodies, headers, paths: of every request, in order of arrival. completed: request body -> times answered in full.
@@ -163,23 +164,15 @@ class Loopback:
     def __enter__(self) -> Loopback:
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True
-
-            def handle(self) -> None:
-                with contextlib.suppress(ConnectionError):
-                    super().handle()
-
+        class Answering(Handler):
             def do_POST(self) -> None:
-                length = int(self.headers["content-length"])
-                raw = self.rfile.read(length)
-                if len(raw) < length:  # the client died while it was asking
+                raw = self.read()
+                if len(raw) < int(self.headers["content-length"]):  # the client died while it was asking
                     self.close_connection = True
                     return
                 body = json.loads(raw)
                 if body.get("messages") == GREETING:  # "are you alive?" is no request of the job
-                    return self.say(completion("Hello."))
+                    return self.say(200, completion("Hello."))
                 with outer._lock:
                     outer.bodies.append(body)
                     outer.headers.append(dict(self.headers))
@@ -194,39 +187,13 @@ class Loopback:
                     return reply(self)
                 status, headers, content = reply
                 try:
-                    self.send_response(status)
-                    for name, value in headers.items():
-                        self.send_header(name, value)
-                    self.send_header("content-type", "application/json")
-                    self.send_header("content-length", str(len(content)))
-                    self.end_headers()
-                    self.wfile.write(content)
-                    self.wfile.flush()
+                    self.say(status, content, headers)
                 except (BrokenPipeError, ConnectionResetError):
                     return
                 if status == 200:
                     with outer._lock:
                         outer.completed[json.dumps(body, sort_keys=True)] += 1
 
-            def say(self, content: bytes) -> None:
-                self.send_response(200)
-                self.send_header("content-type", "application/json")
-                self.send_header("content-length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.root = f"http://127.0.0.1:{self._server.server_port}"
+        self.root = self.start(Answering)
         self.url = f"{self.root}/v1"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()

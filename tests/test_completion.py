@@ -15,8 +15,8 @@ import pexpect
 import pytest
 from test_floors import HEAVY
 
-from miner import forms
-from miner.commands import audit, complete
+from miner import defects, engine, forms, golden, prompt_files
+from miner.commands import complete
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -119,13 +119,20 @@ def test_a_real_bash_completes(environment, tmp_path):
         shell.close(force=True)
 
 
-def test_forms_stages_and_severities_are_those_of_the_program():
+def test_forms_stages_splits_and_severities_are_those_of_the_program():
     assert complete.FORMS == forms.FORMS
-    help_text = subprocess.run(
-        [sys.executable, "-m", "miner", "run", "--help"], capture_output=True, text=True, cwd=ROOT, timeout=60
-    ).stdout
-    assert all(stage in help_text for stage in complete.STAGES)
-    assert "fail_on" in audit.audit.__annotations__
+    assert tuple(engine.LAST) == complete.STAGES
+    assert (*golden.SPLITS, "all") == complete.SPLITS
+    assert set(complete.SEVERITIES) == set(defects.SEVERITIES) - {"info"}
+
+
+def test_prompts_are_those_that_are_listed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts" / "judge").mkdir(parents=True)
+    (tmp_path / "prompts" / "judge" / "grave.md").write_text("")
+    listed = {f"{one.task}/{one.name}" for one in prompt_files.listing(prompt_files.own_folder(None))}
+    assert "judge/grave" in listed
+    assert {one for task in ("judge/", "generate/") for one in complete.prompts(task)} == listed
 
 
 def test_query_ids_of_every_text_file_and_of_broken_ones(tmp_path):

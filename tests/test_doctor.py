@@ -5,8 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import socket
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,16 @@ import pytest
 import toy
 from loopback import completion
 from prompt_server import yes_no
+from serving import Handler, Serving
 
-from miner import doctor
+from miner import doctor, doctor_job
 from miner.doctor import Check
 
 KEY = "sk-toy-very-secret-17"
 
 
-class Server:
-    """An LLM server with a list of models. said: what it answers to a chat request, by (status, body)."""
+class Server(Serving):
+    """An LLM server with a list of models (None: it has none). chat: request -> status and body of the answer."""
 
     def __init__(self, models: Any = ("toy", "cheap"), chat: Any = None, models_status: int = 200) -> None:
         self.models, self.models_status = models, models_status
@@ -33,9 +32,7 @@ class Server:
     def __enter__(self) -> Server:
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Answering(Handler):
             def do_GET(self) -> None:
                 outer.asked.append((self.path, {}))
                 if outer.models_status != 200:
@@ -44,32 +41,12 @@ class Server:
                 self.say(200, listed)
 
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                body = json.loads(self.read())
                 outer.asked.append((self.path, body))
                 self.say(*outer.chat(body))
 
-            def say(self, status: int, value: Any) -> None:
-                content = value if isinstance(value, bytes) else json.dumps(value).encode()
-                self.send_response(status)
-                self.send_header("content-type", "application/json")
-                self.send_header("content-length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://user:pass-word@127.0.0.1:{self._server.server_port}/v1"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
+        self.url = f"{self.start(Answering).replace('//', '//user:pass-word@')}/v1"
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
     @property
     def chats(self) -> list[dict[str, Any]]:
@@ -176,9 +153,22 @@ def test_a_server_that_echoes_the_key_in_its_error(miner, tmp_path, status):
     assert KEY not in shown.stdout + shown.stderr + told.stdout + told.stderr
     assert "\x1b" not in shown.stdout
     found = checks(told)
-    assert found["judge", "server"]["state"] == ("fail" if status == 401 else "warn")
-    assert "HTTP 401: bad key ***" in told.stdout or "wrong: Bearer ***" in told.stdout
-    assert ("judge", "chat as judge") not in found or found["judge", "chat as judge"]["state"] == "fail"
+    assert "bad key ***" in found["judge", "server"]["value"]
+    if status == 401:
+        assert found["judge", "server"]["state"] == "fail"
+        assert ("judge", "chat as judge") not in found, "more would be in vain"
+    else:
+        assert found["judge", "server"]["state"] == "warn"
+        assert found["judge", "chat as judge"]["state"] == "fail"
+        assert "wrong: Bearer ***" in found["judge", "chat as judge"]["value"]
+
+
+def test_a_server_without_a_list_of_models_is_asked_all_the_same(miner, tmp_path):
+    with Server(models=None) as server:
+        found = checks(miner("doctor", job(tmp_path, server.url), "--json", TOY_KEY=KEY))
+    assert found["judge", "server"]["state"] == "warn"
+    assert found["judge", "server"]["value"].endswith("answers GET /models with no list of models")
+    assert found["judge", "chat as judge"]["state"] == "ok"
 
 
 def test_recorded_answers_and_prices(miner, tmp_path):
@@ -254,6 +244,13 @@ def test_a_folder_that_cannot_be_written_and_a_full_disk(tmp_path, monkeypatch):
     assert (found.state, "TMPDIR" in found.remedy) == ("fail", True)
     monkeypatch.setattr(doctor, "LOW_DISK", 1 << 62)
     assert doctor.disk("job folder", tmp_path).state == "warn"
+
+
+def test_a_lock_that_cannot_be_read_is_not_free(tmp_path):
+    assert doctor_job._lock(tmp_path / "never run").state == "ok"
+    (tmp_path / ".lock").mkdir()
+    found = doctor_job._lock(tmp_path)
+    assert (found.state, "cannot be read" in found.value) == ("fail", True)
 
 
 def test_versions_and_extras(monkeypatch):

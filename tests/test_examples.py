@@ -80,13 +80,15 @@ def words(text: str) -> str:
 
 # Every run of the tests takes two of them; all are in `make test-all`.
 QUICK = ("faq-chatbot", "prompt-iteration")
-TOLD = [pytest.param(path, marks=() if path.name in QUICK else pytest.mark.slow, id=path.name) for path in EXAMPLES]
+TOLD = [
+    pytest.param(path, marks=() if path.name in QUICK else pytest.mark.slow, id=path.name)
+    for path in EXAMPLES
+    if path.name != "library-docs"  # tests/test_docs.py runs the demo
+]
 
 
 @pytest.mark.parametrize("example", TOLD)
 def test_an_example_does_what_its_readme_shows(example, tmp_path, environment):
-    if example.name == "library-docs":
-        pytest.skip("tests/test_docs.py runs the demo")
     readme = (example / "README.md").read_text(encoding="utf-8")
     todo = [call for block in BLOCK.findall(readme) for call in calls(block) if call.arguments]
     assert len(todo) >= 2

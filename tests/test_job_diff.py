@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from loopback import Loopback
 from rich.cells import cell_len
 from typer.testing import CliRunner
 
-from miner import config, job_diff, records, store
+from miner import config, job_diff, job_query, records, store
 from miner.commands import look
 from miner.errors import UserError
+from miner.job import Stamp
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command()(look.diff)
@@ -42,7 +44,7 @@ def jobs(tmp_path_factory, toy_key) -> tuple[Path, Path]:
     query of A."""
     folder = tmp_path_factory.mktemp("diff")
     with Loopback() as server:
-        first = judging.job(folder / "a", server)
+        first = judging.job(folder / "a", server, mining={"depth": 5})
         judging.advance(first)
         data = toy.beir(folder / "b" / "data")
         with (data / "corpus.jsonl").open("a") as corpus:
@@ -110,6 +112,7 @@ def test_why_a_job_has_no_such_candidate(jobs):
     beyond = [
         pair for pair, row in b.items() if row["kept"] and pair not in a and pair[0] != "q-new" and pair[1] != "new"
     ]
+    assert beyond
     for query_id, doc_id in beyond:
         (row,) = [row for row in found[query_id]["gained"] if row["doc_id"] == doc_id]
         assert (row["why_a"], row["rank_a"]) == ("not found", None)
@@ -118,11 +121,10 @@ def test_why_a_job_has_no_such_candidate(jobs):
 def test_only_settings_that_differ_are_told(jobs):
     rows = {name: (a, b) for name, a, b in payload(*jobs)["comparison"]["config"]}
     assert {name: rows[name] for name in rows if not name.startswith("data.")} == {
-        "mining.depth": (10, 14),
+        "mining.depth": (5, 14),
         "mining.negatives": (3, 4),
         "mining.rank_min": (1, 2),
     }
-    assert rows.keys() - {"data.path"} == {"mining.depth", "mining.negatives", "mining.rank_min"}
 
 
 def test_counts_are_those_of_the_steps(jobs):
@@ -216,17 +218,50 @@ def test_jobs_that_are_not_there_yet_or_share_little_are_warned_of(jobs, tmp_pat
 
 def test_a_job_file_that_was_changed_since_is_warned_of(jobs, tmp_path):
     changed = tmp_path / "job.yaml"
-    text = (
-        jobs[0].read_text().replace("depth: 10", "depth: 9").replace("path: data", f"path: {jobs[0].parent / 'data'}")
-    )
+    text = jobs[0].read_text().replace("depth: 5", "depth: 4").replace("path: data", f"path: {jobs[0].parent / 'data'}")
     changed.write_text(f"{text}\njob: {jobs[0].with_suffix('.job')}\n")
     (warning,) = payload(jobs[0], changed)["warnings"]
     assert warning.startswith("B: the job file is not as it was when the job last ran")
 
 
-def test_a_broken_file_is_one_line(jobs, tmp_path):
+def test_a_broken_or_missing_file_is_one_line(jobs, tmp_path):
     with pytest.raises(UserError, match="no such job file"):
         run(jobs[0], tmp_path / "none.yaml")
+    (copied := tmp_path / "job.yaml").write_text(jobs[0].read_text())
+    shutil.copytree(jobs[0].with_suffix(".job"), tmp_path / "job.job")
+    next((tmp_path / "job.job" / "decisions").glob("part-*.parquet")).write_bytes(b"no Parquet")
+    with pytest.raises(UserError, match=r"decisions/part-\S+: cannot read \("):
+        run(jobs[0], copied)
+
+
+def test_decisions_on_the_candidates_of_an_earlier_mining_are_none(jobs, tmp_path):
+    (mined := tmp_path / "job.yaml").write_text(
+        jobs[0].read_text().replace("path: data", f"path: {jobs[0].parent / 'data'}").replace("depth: 5", "depth: 4")
+    )
+    shutil.copytree(jobs[0].with_suffix(".job"), tmp_path / "job.job")
+    judging.advance(mined, "mine")
+    assert decided(mined)  # the files of the step are there still
+    found = payload(jobs[0], mined)
+    assert [line for line in found["warnings"] if line.startswith("B: ") and "has no decisions yet" in line]
+    rows = {name: (a, b) for name, a, b in found["comparison"]["metrics"]}
+    assert (rows["negatives"][1], rows["judged"][1], rows["negatives in common (of either)"][1]) == (None, None, None)
+    assert rows["candidates"][1] == len(judging.rows(mined, "candidates", "part-*"))
+    seen = job_query.query(config.load(mined, None), "q-cat-voice")["candidates"]
+    assert seen
+    assert not any(row.get("kept") for row in seen)
+
+
+def test_a_text_that_was_written_twice_is_one_candidate(jobs, tmp_path):
+    """Its rows have one id; what was kept stands for both."""
+    shutil.copytree(jobs[0].with_suffix(".job"), tmp_path / "job.job")
+    (twice := tmp_path / "job.yaml").write_text(jobs[0].read_text())
+    for path in (tmp_path / "job.job" / "decisions").glob("part-*.parquet"):
+        table = store.read_table(path)
+        rows = [{**row, "kept": False, "reason": "copy_of_synthetic", "slot": None} for row in table.to_pylist()]
+        store.write_table(path, pa.concat_tables([pa.Table.from_pylist(rows, table.schema), table]))
+    facts = dict(payload(twice, twice)["facts"])
+    assert [facts[f"negatives {what}"] for what in ("gained", "lost", "moved")] == [0, 0, 0]
+    assert payload(jobs[0], twice)["comparison"]["queries"] == []
 
 
 def test_200_000_candidates_take_seconds(tmp_path):
@@ -245,6 +280,7 @@ def test_200_000_candidates_take_seconds(tmp_path):
         columns = {"query_id": np.repeat(ids, each).tolist(), "doc_id": docs, "kept": kept.tolist(), "slot": slots}
         columns["score"] = rng.random(total).astype(np.float32)
         store.write_table(folder / "decisions" / "part-00000.parquet", _filled(records.DECISIONS, **columns))
+        store.write_json(folder / "stamps" / "decisions.json", vars(Stamp("decisions", {}, {}, {}, True)))
         (tmp_path / f"{name}.yaml").write_text("data: {path: .}\njudge: {enabled: false}\n")
     start = time.perf_counter()
     found = payload(tmp_path / "a.yaml", tmp_path / "b.yaml")

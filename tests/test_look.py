@@ -25,7 +25,7 @@ from loopback import Loopback
 from rich.cells import cell_len
 from typer.testing import CliRunner
 
-from miner import config, engine, job_query, job_status, job_watch, ledger_tail, training_view
+from miner import config, engine, generate_steps, job_query, job_status, job_watch, ledger_tail, training_view
 from miner.commands import look, safe, show_views
 from miner.errors import UserError
 from miner.job import JobFolder
@@ -314,6 +314,21 @@ def test_the_requests_of_a_generator_are_counted(job):
         tally = job_watch.Tally(wanted, ledger_tail.Tail(ledger))
         tally.count(None, 0.0, 10.0)
         assert wanted.expected == tally.counts["done"] > 0, step
+
+
+def test_a_query_without_a_near_miss_is_not_waited_for(tmp_path_factory):
+    generator = {"enabled": True, "max_share": 1.0, "prompt": "near-miss-paraphrase"}
+    few = {"judge": {"pool": 2}, "mining": {"negatives": 2}}
+    with Loopback() as server:
+        path = judging.job(tmp_path_factory.mktemp("near") / "job", server, generator=generator, **few)
+        judging.advance(path)
+    watching = job_status.context_of(config.load(path, None))
+    rows = judging.rows(path, "synthetic", "synthetic.parquet")
+    bare = {one.query_id for one in generate_steps.shortages(watching)} - {row["query_id"] for row in rows}
+    wanted = job_watch.target(watching, "synthetic")
+    assert bare
+    assert wanted.expected == len(rows) > 0
+    assert not bare & wanted.queries
 
 
 def test_a_tail_tells_what_changed_and_makes_no_file(tmp_path):

@@ -299,6 +299,10 @@ def test_a_report_takes_no_lock_and_makes_nothing_stale(full, tmp_path):
     found = json.loads(printed.output)
     assert found["browser"] is None
     assert found["flow"]
+    for unread in (["--json", "--queries", "3"], ["--json", "-o", "x.html"], [str(full), "--max-mb", "3"]):
+        refused = CliRunner().invoke(app, [str(full), *unread])
+        assert isinstance(refused.exception, UserError)
+        assert "says nothing to" in str(refused.exception)
     other = tmp_path / "x.html"
     done = CliRunner().invoke(
         app, [str(full), "-o", str(other), "--queries", "3", "--page", "2", "--query", "q-cat-food"]
@@ -531,8 +535,7 @@ def test_a_repaired_answer_comes_first_and_says_so(base):
 def test_steps_that_no_longer_fit_are_left_out(full, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(full.parent, copy)
-    with Loopback(reply):
-        judging.advance(copy / "job.yaml", "mine", "mining.depth=9")
+    judging.advance(copy / "job.yaml", "mine", "mining.depth=9")
     made = report_data.payload(config.load(copy / "job.yaml", ["mining.depth=9"]))
     assert any("left out of this report" in line and "decisions, export" in line for line in made["warnings"])
     assert set(made["browser"]["queries"]["outcome"]) == {"not decided yet"}

@@ -16,18 +16,19 @@ import report_payload
 from miner import golden
 from miner.report import page as report_page
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NAMES = ("chromium", "chromium-browser", "google-chrome")
 READY = "body[data-ready]"
 
 
 @pytest.fixture(scope="module")
 def browser():
     sync_api = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
+    found = next(filter(None, map(shutil.which, NAMES)), None)  # now, since it may be installed while tests run
+    if found is None:
         pytest.skip("no Chromium")
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_api.sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=CHROMIUM, args=flags)
+        chromium = play.chromium.launch(executable_path=found, args=flags)
         yield chromium
         chromium.close()
 
@@ -299,6 +300,21 @@ def test_an_open_query_shows_everything_of_its_candidates(show, job):
     assert first.locator(".why").text_content() == "Kept as hard negative 1 of this query."
     assert f"dense #{own[0]['rank']}" in first.locator(".found").text_content()
     shot(page, "query")
+
+
+def test_before_the_decisions_nothing_that_may_be_kept_is_called_dropped(show, job):
+    payload = copy.deepcopy(job)
+    found = payload["browser"]
+    found["candidates"]["kept"] = [0] * len(found["candidates"]["kept"])
+    found["words"]["reason"] = ["pool", "judged_irrelevant", *found["words"]["reason"][2:]]
+    page = show(payload, view="#decisions")
+    choose(page, "decision", "undecided")
+    assert tally(page) == expected([row for row in rows(payload) if row["reason"] in ("pool", "judged_irrelevant")])
+    labels = " ".join(page.locator("#f-decision option").all_text_contents())
+    assert "judged_relevant" in labels
+    assert "pool" not in labels
+    assert "judged_irrelevant" not in labels
+    assert page.locator(".hit .verdict").first.text_content() == "undecided"
 
 
 def test_a_failed_judgment_shows_its_status_and_why(show, job):

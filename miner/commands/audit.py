@@ -64,8 +64,8 @@ def audit(
 
     Exit code 0: nothing found at or above --fail-on; 1: something found; 2: a file or an option is wrong.
     """
-    if fail_on not in ("error", "warning"):
-        raise UserError(f"--fail-on {fail_on}: write error or warning")
+    if fail_on not in complete.SEVERITIES:
+        raise UserError(f"--fail-on {fail_on}: write {' or '.join(complete.SEVERITIES)}")
     if not 0 < near <= 1 or not 0 < share <= 1:
         raise UserError("--near and --share lie above 0 and up to 1")
     if judge and job is None:

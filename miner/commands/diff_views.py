@@ -25,7 +25,7 @@ def print_comparison(found: Row) -> None:
     _print_sides(console, "configuration", comparison["config"], "the same")
     _print_sides(console, "measured", comparison["metrics"], "nothing")
     _print_sides(console, "counts that differ", [row for row in comparison["counts"] if row[1] != row[2]], "none")
-    for one in comparison["positives"][: len(comparison["queries"]) or ROWS]:
+    for one in comparison["positives"]:
         _print_positives(console, one)
     for one in comparison["queries"]:
         _print_query(console, one)
@@ -62,6 +62,7 @@ def _print_positives(console: Console, one: Row) -> None:
         sign, style = SIGNS[what]
         for doc_id in one[what][:ROWS]:
             block(console, Text(inline(doc_id, 60), style), 4, f"  {sign}")
+        _print_more(console, one, what)
 
 
 def _print_query(console: Console, one: Row) -> None:
@@ -72,8 +73,12 @@ def _print_query(console: Console, one: Row) -> None:
             block(console, Text(f"{inline(row['doc_id'], 60)}  {_about(row)}", style), 4, f"  {sign}")
             block(console, Text(f"A: {inline(row['why_a'], 60)}; B: {inline(row['why_b'], 60)}"), 4)
             block(console, Text(inline(row["text"], 140), "dim"), 4)
-        if len(one[what]) > ROWS:
-            block(console, Text(f"{len(one[what]) - ROWS} more {what}"), 4)
+        _print_more(console, one, what)
+
+
+def _print_more(console: Console, one: Row, what: str) -> None:
+    if len(one[what]) > ROWS:
+        block(console, Text(f"{len(one[what]) - ROWS} more {what}"), 4)
 
 
 def _about(row: Row) -> str:

@@ -66,9 +66,14 @@ def evaluate(
 
 
 def _others(files: list[Path]) -> dict[str, Any]:
-    """File name -> job. Raises UserError where two have one name: the name stands in the table."""
+    """File name -> job. Raises UserError where two arms would have one name: the name stands in the table."""
+    from miner.evaluate_data import BASELINES
+    from miner.evaluation import BEFORE, JOB
+
     found: dict[str, Any] = {}
     for file in files:
+        if file.name in (*BASELINES, BEFORE, JOB):
+            raise UserError(f"--against {file}: {file.name} is an arm of its own; rename the file")
         if file.name in found:
             raise UserError(f"--against {file}: another job file is called {file.name}; rename one of them")
         found[file.name] = load(file, None)

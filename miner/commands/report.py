@@ -10,8 +10,12 @@ import typer
 from miner.commands.common import AsJson, Overrides, load, print_json
 from miner.errors import UserError
 
+# What says which queries are on a page, and how large it may be.
+PAGE = ("queries", "page", "query", "max_mb")
+
 
 def report(
+    context: typer.Context,
     job_files: Annotated[list[Path], typer.Argument(help="A job file (YAML); two are compared.", metavar="JOB.yaml")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write; without it report.html in the job's folder.")
@@ -34,10 +38,12 @@ def report(
     """
     if len(job_files) > 2:
         raise UserError(f"report: {len(job_files)} job files are named; one is shown, two are compared")
+    if len(job_files) == 2:
+        _refuse(context, PAGE, "a comparison")
+    if as_json:
+        _refuse(context, ("output", *PAGE), "--json, which writes no page")
     jobs = [load(path, set_) for path in job_files]
     if len(jobs) == 2:
-        if page > 1 or query:
-            raise UserError("report: --page and --query are for the report of one job; leave them out of a comparison")
         from miner import job_diff
 
         made = job_diff.payload(*jobs)
@@ -48,6 +54,14 @@ def report(
         return
     name = "comparison" if len(jobs) == 2 else f"report-{page}" if page > 1 else "report"
     _write(made, output or Path(jobs[0].job) / f"{name}.html")
+
+
+def _refuse(context: typer.Context, names: tuple[str, ...], what: str) -> None:
+    """Options that would not be read. Raises UserError."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UserError(f"report: --{name.replace('_', '-')} says nothing to {what}; leave it out")
 
 
 def _of_one(job: Any, queries: int, page: int, forced: list[str], max_mb: float, browser: bool) -> dict[str, Any]:

@@ -44,9 +44,9 @@ def _cleaned(line: str) -> str:
     return "".join(part if part in "\u200c\u200d" else clean(part) for part in re.split("([\u200c\u200d])", line))
 
 
-def marked(text: str, parts: Iterable[str], style: str, base: str = "") -> Text:
+def marked(text: str, parts: Iterable[str], style: str) -> Text:
     """A cleaned text in which the parts are styled, whatever their case and white space."""
-    shown = Text(text, style=base)
+    shown = Text(text)
     for part in parts:
         wanted = inline(part, None).strip("\"'“”…. ")
         if wanted:

@@ -118,7 +118,7 @@ function candidateCard(data, marks, i, hit) {
   const card = h(
     "article",
     {
-      class: `card ${decisionOf(data, i)} ${hit ? "hit" : "miss"}`,
+      class: `card ${decisionOf(data, i)} ${hit ? "hit" : ""}`,
       tabindex: "-1",
       "data-place": i,
       "aria-label": `candidate ${line(idOf(data, passage))}`,
@@ -259,7 +259,6 @@ function drawMark(card, data, marks, i, withNote = false) {
             "button",
             {
               type: "button",
-              class: "note-button",
               title: "add a note (key n)",
               onclick: () => openNote(card, data, marks, i),
             },

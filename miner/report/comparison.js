@@ -6,11 +6,11 @@ const KINDS = [
   ["moved", "moved", "negatives of both, at another place"],
 ];
 
-const namesOf = (comparison) => comparison.names || ["A", "B"];
+const SIDES = ["A", "B"];
 
 // The tables of the summary: [[id, title, body]].
 function comparisonTables(comparison) {
-  const [a, b] = namesOf(comparison);
+  const [a, b] = SIDES;
   const table = (rows, first, delta) => ({
     title: "",
     note: "",
@@ -110,7 +110,7 @@ function comparisonView(comparison, shown) {
   const show = (query, open) => {
     state.query = query;
     if (state.found.includes(query)) list.activate(state.found.indexOf(query));
-    fill(detail, changedDetail(queries[query], namesOf(comparison), { back, step }));
+    fill(detail, changedDetail(queries[query], { back, step }));
     detail.scrollTop = 0;
     if (open) {
       view.classList.add("open");
@@ -184,27 +184,27 @@ function changedRow(query) {
   ];
 }
 
-function changedDetail(query, names, { back, step }) {
+function changedDetail(query, { back, step }) {
   return h(
     "article",
     { class: "query" },
     queryHead(query.id, query.text || "", { back, step }),
     h(
       "div",
-      { class: "changes-split" },
+      {},
       KINDS.filter(([name]) => query[name]?.length).map(([name, label, help]) =>
         h(
           "section",
           { "aria-label": label },
           h("h3", { title: help }, `${query[name].length} ${label}`, h("span", { class: "muted" }, ` ${help}`)),
-          cardRun(query[name], (row) => changedCard(name, row, names)),
+          cardRun(query[name], (row) => changedCard(name, row)),
         ),
       ),
     ),
   );
 }
 
-function changedCard(kind, row, names) {
+function changedCard(kind, row) {
   const side = (name, why, rank, grade) =>
     h(
       "div",
@@ -229,8 +229,8 @@ function changedCard(kind, row, names) {
     h(
       "div",
       { class: "sides" },
-      side(names[0], row.why_a, row.rank_a, row.grade_a),
-      side(names[1], row.why_b, row.rank_b, row.grade_b),
+      side(SIDES[0], row.why_a, row.rank_a, row.grade_a),
+      side(SIDES[1], row.why_b, row.rank_b, row.grade_b),
     ),
     isNumber(row.score) ? values([["score", decimal(row.score)]]) : null,
     row.text === null || row.text === undefined

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from miner import ledger_tail
 from miner.report.ledger import STEPS, Book, Spent
 from miner.report.plots import Line, Plot, lines
 from miner.report.sections import section, table
@@ -33,7 +34,7 @@ def cost(book: Book | None) -> Row | None:
         table("Dearest requests", took, book.extremes("tokens", SHOWN)),
         table("Slowest requests", took, book.extremes("seconds", SHOWN)),
         table("Given up for good", ("why", "requests"), book.given_up()),
-        table("Taken out of the budget", ("", "amount"), list(book.totals().items())),
+        table("Taken out of the budget", ("", "amount"), list(ledger_tail.totals(book.path).items())),
     ]
     first, last = (time.strftime("%Y-%m-%d %H:%M", time.gmtime(at)) for at in (low, high))
     note = f"Answers from {first} to {last} UTC. Empty dollars: no price was known."

@@ -103,8 +103,12 @@ const wordOf = (data, name, i) => data.words[name]?.[data[name][i]] ?? "";
 const textOf = (data, passage) => data.passages.text[passage] ?? null;
 const idOf = (data, passage) => data.passages.id[passage] ?? "";
 
+// What a candidate has in place of a reason as long as nothing is decided.
+const UNDECIDED = ["", "pool", "judged_irrelevant"];
+
 // What became of a candidate: "kept", "dropped", or "open" where nothing is decided yet.
-const decisionOf = (data, i) => (data.kept[i] ? "kept" : wordOf(data, "reason", i) ? "dropped" : "open");
+const decisionOf = (data, i) =>
+  data.kept[i] ? "kept" : UNDECIDED.includes(wordOf(data, "reason", i)) ? "open" : "dropped";
 
 // The messages of an answer, each {role, text}, letter by letter as they were sent; `lacking` counts texts that are not here.
 function messagesOf(data, answer) {

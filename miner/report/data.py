@@ -7,6 +7,7 @@ same payload.
 from __future__ import annotations
 
 import importlib.metadata
+from contextlib import ExitStack
 from typing import Any
 
 from miner.config import Job
@@ -15,6 +16,7 @@ from miner.report import browser as report_browser
 from miner.report import choice as report_choice
 from miner.report import cost as report_cost
 from miner.report import judge as report_judge
+from miner.report import ledger as report_ledger
 from miner.report import numbers as report_numbers
 from miner.report import read as report_read
 from miner.report import sections as report_sections
@@ -63,8 +65,10 @@ def payload(job: Job, wanted: Wanted | None = None, max_mb: float = MAX_MB, brow
 
 def _payload(job: Job, wanted: Wanted, room: int, browser: bool) -> Row:
     found = report_read.opened(job)
-    book = Book(found.run.folder.ledger) if found.run.folder.ledger.is_file() else None
-    try:
+    with ExitStack() as stack:
+        stack.callback(found.close)  # last: a connection that may write takes SQLite's helper files away
+        ledger = found.run.folder.ledger
+        book = stack.enter_context(report_ledger.opened(ledger)) if ledger.is_file() else None
         numbers, looked = report_numbers.read(found), report_style.look(found)
         made: Row = {
             "kind": "job",
@@ -80,10 +84,6 @@ def _payload(job: Job, wanted: Wanted, room: int, browser: bool) -> Row:
         if browser:
             made["browser"] = _browser(found, wanted, book, room - size(made))
         return made
-    finally:
-        if book is not None:
-            book.close()
-        found.close()  # last: a connection that may write takes SQLite's helper files away
 
 
 def _title(found: Found) -> str:

@@ -101,7 +101,6 @@ function decisionsView(data, marks, shown) {
     view,
     list,
     focus: () => bar.search,
-    isInside: inside,
     move: (by) => (inside() ? move(by) : step(by)),
     step,
     enter: () => state.query >= 0 && (inside() ? back() : show(state.query, "into")),
@@ -166,7 +165,7 @@ function queryDetail(data, marks, found, query, { back, step }) {
     ]),
     h(
       "p",
-      { class: "muted below" },
+      { class: "muted" },
       `${plural(places.length, "candidate")}, ${count(data.keptOf[query])} kept`,
       found.narrow ? `; ${count(hits.length)} match the filters` : "",
     ),

@@ -8,7 +8,7 @@ function h(name, attributes, ...children) {
   for (const [key, value] of Object.entries(attributes || {})) {
     if (value === null || value === undefined || value === false) continue;
     if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
-    else if (key === "value" || key === "checked") made[key] = value;
+    else if (key === "value") made.value = value;
     else made.setAttribute(key, value === true ? "" : String(value));
   }
   add(made, children);
@@ -40,7 +40,7 @@ const policy = window.trustedTypes
 
 const SVG_TAGS = new Set(
   (
-    "svg g defs title desc path rect line circle ellipse polyline polygon text tspan style clippath lineargradient" +
+    "svg g defs title desc path rect line circle ellipse polyline polygon text tspan clippath lineargradient" +
     " radialgradient stop marker use symbol pattern mask"
   ).split(" "),
 );

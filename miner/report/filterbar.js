@@ -165,7 +165,9 @@ function decisionOptions(data) {
   for (let i = 0; i < data.size; i++) kinds[decisionOf(data, i)]++;
   const words = data.words.reason || [];
   const found = counted(data.reason, words.length);
-  const reasons = [...found.keys()].filter((at) => found[at] && words[at]).sort((a, b) => found[b] - found[a]);
+  const reasons = [...found.keys()]
+    .filter((at) => found[at] && !UNDECIDED.includes(words[at]))
+    .sort((a, b) => found[b] - found[a]);
   return [
     [
       ["kept", "kept"],

@@ -179,7 +179,7 @@ function drawCount(marks) {
 function help() {
   const box = h(
     "dialog",
-    { class: "help", "aria-labelledby": "help-title" },
+    { "aria-labelledby": "help-title" },
     h("h2", { id: "help-title" }, "Keys"),
     h(
       "dl",

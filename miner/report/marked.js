@@ -36,7 +36,7 @@ function markedBody(data, marks, open, draw) {
       `${plural(places.length, "candidate")} marked. The file is a golden set of split dev, one pair a line; `,
       h("code", {}, "miner golden"),
       " and ",
-      h("code", {}, "miner calibrate-judge"),
+      h("code", {}, "miner calibrate judge"),
       " read it.",
     ),
     open_

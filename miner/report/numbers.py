@@ -78,8 +78,10 @@ def _small(table: pa.Table) -> pa.Table:
 
 
 def _count(part: pa.Table, numbers: Numbers) -> None:
-    for row in _grouped(part, ["source", "reason"]):
-        numbers.reasons[row["source"], row["reason"]] += row["count_all"]
+    for row in _grouped(part, ["source", "reason", "retriever"]):
+        # A corpus passage in the place of its written copy never was in the pool: it is told beside what was written.
+        source = "synthetic" if row["retriever"] == "generator" else row["source"]
+        numbers.reasons[source, row["reason"]] += row["count_all"]
     for row in _grouped(part, ["retriever", "kept"]):
         if row["retriever"]:
             numbers.retrievers[row["retriever"], row["kept"]] += row["count_all"]
@@ -114,8 +116,6 @@ def values(sample: pa.Table, name: str) -> Array:
 def words(sample: pa.Table, name: str) -> Array:
     """object[n]: the words of a column, "" for null."""
     column = sample.column(name).combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], pa.string()).dictionary_encode()
     names = np.asarray([*column.dictionary.to_pylist(), ""], object)
     return np.asarray(names[pc.fill_null(column.indices, len(names) - 1).to_numpy()])
 

@@ -4,10 +4,10 @@ has anyway stand in them, and put together again by the page, character for char
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from miner.defects import SURROGATE
 from miner.report.ledger import Book, Entry
 
 Part = int | list[Any]
@@ -30,7 +30,7 @@ class Marks(NamedTuple):
 
 def clean(text: str) -> str:
     """Half a surrogate pair, which UTF-8 has no bytes for, becomes U+FFFD; every other character stays."""
-    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+    return SURROGATE.sub("\ufffd", text)
 
 
 class Answers:

@@ -18,7 +18,7 @@ from miner.errors import UserError
 from miner.job import JobFolder, Stamp
 from miner.ledger import Ledger
 from miner.readers.rows import clip
-from miner.records import DECISIONS, OUTCOMES, TEXT
+from miner.records import DECISIONS, OUTCOMES, TEXT, passage_text
 from miner.steps import Context
 
 Array = np.ndarray[Any, Any]
@@ -215,7 +215,7 @@ def texts(found: Found, ids: set[str]) -> dict[str, str]:
     for table in store.iter_tables(path, ["doc_id", "title", "text"]):
         table = table.filter(pc.is_in(table.column("doc_id"), value_set=wanted))
         for doc_id, title, text in zip(*(table.column(n).to_pylist() for n in table.column_names), strict=True):
-            shown[doc_id] = f"{title} {text}" if title else text
+            shown[doc_id] = passage_text(title, text)
     return {**synthetic_texts(found), **shown}
 
 

@@ -40,6 +40,8 @@ const REASONS = {
   length: "The written passage is far from the length asked for.",
   facet_unchanged: "The written passage did not change what it had to change.",
   too_easy: "The written passage scores below what mining found.",
+  style_audit: "Written passages can be told from mined ones by their style.",
+  not_chosen: "Another sample for the same demand was taken.",
   template: "Too many written passages begin like this one.",
   too_few_negatives: "The query has too few negatives to be exported.",
   too_many_false_negatives: "Too many candidates were found relevant; the query was set aside.",

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.figure import Figure
+
+from miner.evaluation import JOB
 
 Row = dict[str, Any]
 
@@ -14,15 +17,12 @@ Row = dict[str, Any]
 def draw(arms: list[Row], measure: str, path: Path) -> None:
     """Two panels beside each other, a line an arm: the value (a small dot a seed, its mean large, 95% over queries),
     and job minus arm with its 95% interval. The same numbers give the same bytes."""
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
     with matplotlib.rc_context({"svg.hashsalt": "miner", "font.size": 9}), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a letter in a job's name that the font lacks
         figure = Figure(figsize=(8, 1.2 + 0.4 * len(arms)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         for height, arm in enumerate(reversed(arms)):
-            _value(left, height, arm["measures"][measure], arm["arm"] == "job")
+            _value(left, height, arm["measures"][measure], arm["arm"] == JOB)
             if arm["difference"] is not None:
                 _difference(right, height, arm["difference"][measure])
         left.set_yticks(range(len(arms)), [arm["arm"] for arm in reversed(arms)], parse_math=False)
