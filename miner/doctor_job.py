@@ -215,10 +215,13 @@ def _served(group: str, endpoint: Endpoint, together: list[Role], online: bool, 
     for replica in _replicas(endpoint):
         reference = replica.api_key or endpoint.api_key
         address = replica.base_url or endpoint.base_url or os.environ.get("OPENAI_BASE_URL") or None
+        name = _name(reference)
         try:
-            key = provider.checked_key(_name(reference), secret(reference, "OPENAI_API_KEY") or "")
+            if not (value := secret(reference, "OPENAI_API_KEY")):
+                raise UserError(f"{name} is not set")
+            key = provider.checked_key(name, value)
         except UserError as error:
-            yield Check(group, "server", "fail", f"not asked: {error}", f"export {_name(reference)}")
+            yield Check(group, "server", "fail", f"not asked: {error}", f"export {name}")
             continue
         server = Server(group, endpoint, address, key)
         if not online:

@@ -209,7 +209,9 @@ def test_a_server_that_is_not_there_and_a_key_that_is_not_set(miner, tmp_path):
     for value, told in (("", "set but empty"), (f" {KEY}", "set, but has blanks or line ends around it")):
         found = checks(miner("doctor", path, "--json", check=False, TOY_KEY=value))
         assert (found["keys", "TOY_KEY"]["state"], found["keys", "TOY_KEY"]["value"]) == ("fail", told)
+        why = "not set" if not value else "a character that no key has"
         assert found["judge", "server"]["value"].startswith("not asked: ")
+        assert why in found["judge", "server"]["value"]
 
 
 def test_what_a_job_file_names_and_is_not_there(miner, tmp_path):
