@@ -104,7 +104,8 @@ def write_batches(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> 
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
+    """A table of the job is read inside: what pyarrow raises becomes one line, a UserError."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
@@ -114,24 +115,21 @@ def _readable(path: Path) -> Iterator[None]:
 
 def read_table(path: Path, columns: list[str] | None = None, filters: list[Any] | None = None) -> pa.Table:
     """filters: as pyarrow takes them; row groups that cannot hold such a row are not read. Raises UserError."""
-    with _readable(path):
+    with readable(path):
         return pq.read_table(path, columns=columns, filters=filters)
 
 
 def count_rows(path: Path) -> int:
-    with _readable(path):
+    with readable(path):
         return int(pq.read_metadata(path).num_rows)
 
 
 def iter_tables(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """The row groups of a Parquet file, one after the other. Raises UserError."""
-    with _readable(path):
-        file = pq.ParquetFile(path)
-    with file:
+    """The row groups of a Parquet file, a user's or a job's, one after the other. Raises what pyarrow raises: the
+    caller knows whose file it is and what mends it."""
+    with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
-            with _readable(path):
-                table = file.read_row_group(group, columns=columns)
-            yield table
+            yield file.read_row_group(group, columns=columns)
 
 
 def save_array(path: Path, array: np.ndarray[Any, Any]) -> None:

@@ -200,19 +200,23 @@ def _joined(tables: list[pa.Table], schema: pa.Schema) -> pa.Table:
 def lengths(found: Found) -> tuple[pa.Array, Array]:
     """The id of every passage of the corpus, and int64[n]: its characters as the encoder reads it."""
     ids, sizes = [pa.array([], TEXT)], [np.empty(0, np.int64)]
-    path = found.run.folder.step("corpus") / "passages.parquet"
-    for table in store.iter_tables(path, ["doc_id", "title", "text"]):
+    for table in _passages(found):
         ids.append(table.column("doc_id").combine_chunks())
         title, text = (pc.utf8_length(table.column(name)).to_numpy() for name in ("title", "text"))
         sizes.append(title + (title > 0) + text)
     return pa.concat_arrays([one.cast(TEXT) for one in ids]), np.concatenate(sizes).astype(np.int64)
 
 
+def _passages(found: Found) -> Iterator[pa.Table]:
+    path = found.run.folder.step("corpus") / "passages.parquet"
+    with store.readable(path):
+        yield from store.iter_tables(path, ["doc_id", "title", "text"])
+
+
 def texts(found: Found, ids: set[str]) -> dict[str, str]:
     """doc_id -> text of these passages, synthetic ones too. Reads the corpus once, group by group."""
     wanted, shown = pa.array(sorted(ids), TEXT), {}
-    path = found.run.folder.step("corpus") / "passages.parquet"
-    for table in store.iter_tables(path, ["doc_id", "title", "text"]):
+    for table in _passages(found):
         table = table.filter(pc.is_in(table.column("doc_id"), value_set=wanted))
         for doc_id, title, text in zip(*(table.column(n).to_pylist() for n in table.column_names), strict=True):
             shown[doc_id] = passage_text(title, text)
