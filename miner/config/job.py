@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from miner.config.base import Model
 from miner.config.data import Data
 from miner.config.encoder import Encoder
+from miner.config.engine import Engine
 from miner.config.export import Export
 from miner.config.llm import Budget, Endpoint, Generator, Judge
 from miner.config.mining import Filters, Mining, Teacher
@@ -25,6 +26,7 @@ class Job(Model):
     judge: Judge = Judge()  # type: ignore[call-arg]
     generator: Generator = Generator()  # type: ignore[call-arg]
     export: Export = Export()  # type: ignore[call-arg]
+    engine: Engine = Engine()  # type: ignore[call-arg]
     seed: int = Field(13, ge=0, lt=1 << 63, description="Seed of every random choice.")
     job: str | None = Field(
         None, description="Folder of the job; null: the job file's name with .job in place of .yaml."
