@@ -3,6 +3,7 @@
 from miner.config.base import is_address, secret
 from miner.config.data import Columns, CorpusColumns, Data, Firewall
 from miner.config.encoder import Encoder
+from miner.config.engine import Engine
 from miner.config.export import Export
 from miner.config.job import Job
 from miner.config.llm import Batch, Budget, Endpoint, Generator, Judge, Price, Replica, Vllm
@@ -17,6 +18,7 @@ __all__ = [
     "Data",
     "Encoder",
     "Endpoint",
+    "Engine",
     "Export",
     "Filters",
     "Firewall",
