@@ -18,7 +18,9 @@ class Engine(Model):
         description="ray: the cluster: auto (RAY_ADDRESS, else the one running here), HOST:PORT, ray://HOST:PORT, or"
         " local, which starts one in this process.",
     )
-    workers: int | None = Field(None, ge=1, description="ray: most workers at once; null: as many as there is room for.")
+    workers: int | None = Field(
+        None, ge=1, description="ray: most workers at once; null: as many as there is room for."
+    )
     cpus: float = Field(1, gt=0, description="ray: CPU cores that a worker reserves, and uses.")
     gpus: float = Field(0, ge=0, description="ray: GPUs that a worker reserves, for encoders and teachers.")
     shards: int | None = Field(
