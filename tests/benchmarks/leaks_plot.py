@@ -1,6 +1,6 @@
 """Draw leaks-SET.svg anew from the recorded tables: leak rate over hardness, the area of a point its yield.
 
-    python tests/benchmarks/leaks_plot.py
+python tests/benchmarks/leaks_plot.py
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from pathlib import Path
 import leaks
 
 HERE = Path(__file__).resolve().parent
-ROW = re.compile(r"^\| (?P<name>[^|]+?) \| (?P<kept>[\d.]+) \| (?P<rate>[\d.]+)% \[[^]]*\] \| (?P<hard>[\d.]+) \|", re.M)
+ROW = re.compile(
+    r"^\| (?P<name>[^|]+?) \| (?P<kept>[\d.]+) \| (?P<rate>[\d.]+)% \[[^]]*\] \| (?P<hard>[\d.]+) \|", re.M
+)
 
 
 def main() -> None:
