@@ -6,7 +6,8 @@ that was not.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -40,3 +41,21 @@ def cut(lengths: Array, keys: Array, count: int | None = None) -> list[Array]:
         start = min(max(stop, start + 1), start + (count or CHUNK_TEXTS))
         cuts.append(start)
     return np.split(order, cuts[:-1])
+
+
+@runtime_checkable
+class Many(Protocol):
+    """An encoder or a teacher that is many: each worker has its own."""
+
+    def each(self, method: str, calls: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        """Call `method` with each tuple of arguments: its number and what it returned, in the order of arrival.
+
+        `calls` is drawn from as workers become free.
+        """
+
+
+def each(of: Any, method: str, calls: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+    """As Many.each; where `of` is one and not many, one call after the other."""
+    if isinstance(of, Many):
+        return of.each(method, calls)
+    return ((number, getattr(of, method)(*arguments)) for number, arguments in enumerate(calls))

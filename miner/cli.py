@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -25,6 +25,10 @@ app = typer.Typer(
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Ask again what an earlier run gave up for good.")]
 Uncalibrated = Annotated[
     bool, typer.Option("--uncalibrated", help="Export though the judge was not calibrated; the data card says so.")
+]
+Engine = Annotated[
+    Literal["local", "ray"] | None,
+    typer.Option("--engine", help="Where the work is done, whatever the job file says: local or ray."),
 ]
 calibrate = typer.Typer(help="Choose settings by measurement on judged data.", no_args_is_help=True)
 app.add_typer(calibrate, name="calibrate")
@@ -87,6 +91,7 @@ def run(
     ] = None,
     retry_failed: RetryFailed = False,
     uncalibrated: Uncalibrated = False,
+    engine: Engine = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and why; run nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -94,13 +99,13 @@ def run(
     if dry_run:
         _dry_run(job_file, set_, as_json)
     else:
-        _advance(job_file, _vouched(set_, uncalibrated), until, as_json, retry_failed)
+        _advance(job_file, _at(_vouched(set_, uncalibrated), engine), until, as_json, retry_failed)
 
 
 @app.command()
-def mine(job_file: JobFile, set_: Overrides = None, as_json: AsJson = False) -> None:
+def mine(job_file: JobFile, set_: Overrides = None, engine: Engine = None, as_json: AsJson = False) -> None:
     """Read the data, encode it, search it, draw the pool of candidates."""
-    _advance(job_file, set_, "mine", as_json)
+    _advance(job_file, _at(set_, engine), "mine", as_json)
 
 
 @app.command()
@@ -240,6 +245,12 @@ def _advance(
 
 def _vouched(overrides: list[str] | None, uncalibrated: bool) -> list[str]:
     return [*(overrides or []), *(["judge.uncalibrated=true"] if uncalibrated else [])]
+
+
+def _at(overrides: list[str] | None, engine: str | None) -> list[str]:
+    # local takes nothing of a cluster's section.
+    named = {"ray": ["engine.kind=ray"], "local": ["engine={kind: local}"]}.get(engine or "", [])
+    return [*(overrides or []), *named]
 
 
 def _dry_run(job_file: Path, overrides: list[str] | None, as_json: bool) -> None:

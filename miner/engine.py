@@ -282,11 +282,13 @@ def opened(job: Job, **options: Any) -> Iterator[Context]:
     folder = JobFolder(Path(job.job or ""))
     with folder.lock():
         ledger = Ledger(folder.ledger)
+        run = Context(job, folder, ledger, **options)
         try:
             if job.previous is not None:
                 _adopt(ledger, Path(job.previous))
-            yield Context(job, folder, ledger, **options)
+            yield run
         finally:
+            run.closing.close()
             ledger.close()
 
 

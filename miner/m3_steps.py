@@ -41,7 +41,7 @@ class _Store:
 
     @cached_property
     def model(self) -> Any:
-        return encoders.load(self._run.job.encoder, token_outputs=True)
+        return self._run.workers.encoder(self._run.job.encoder, token_outputs=True)
 
     def _folder(self, name: Name, output: str) -> Path:
         space = encoders.space(self._identity, KINDS[name]) | {"output": output}

@@ -50,7 +50,7 @@ def blocks_of(run: Context, total: int) -> Iterator[tuple[str, Block]]:
 
 
 def run_index(run: Context, work: Path) -> Done:
-    from miner.searchers import dense
+    from miner.searchers import dense, tuning
 
     passages, queries = _vectors(run)
     settings, seed = run.job.mining.index, run.job.seed
@@ -58,7 +58,7 @@ def run_index(run: Context, work: Path) -> Done:
     logging.getLogger("miner").info("index: %s", choice.reason)
     built = dense.make(passages, choice, work, seed)
     depth = max(run.job.mining.window(r)[0] for r in run.job.mining.retrievers if r.kind == "dense")
-    tuned = dense.tune(dense.open(passages, queries, work, choice, settings), work, depth, settings, seed)
+    tuned = tuning.tune(dense.open(passages, queries, work, choice, settings), work, depth, settings, seed)
     if "warning" in tuned:
         run.warnings.append(f"index: {tuned['warning']}")
     return Done({**built, **tuned})
@@ -84,10 +84,7 @@ def run_retrieved(run: Context, work: Path, retriever: Retriever, build: Build) 
 
 
 def dense_searcher(run: Context, world: Numbered, retriever: Retriever) -> searchers.Searcher:
-    from miner.searchers import dense
-
-    folder = run.folder.step("index")
-    return dense.open(*_vectors(run), folder, dense.chosen(folder), run.job.mining.index)
+    return run.workers.dense(*_vectors(run), run.folder.step("index"), run.job.mining.index)
 
 
 def bm25_searcher(run: Context, world: Numbered, retriever: Retriever) -> searchers.Searcher:
@@ -131,7 +128,7 @@ def run_teacher(run: Context, work: Path) -> Done:
             part = work / f"part-{number}.parquet"
             if not part.is_file():
                 pairs = candidates.to_teach(world, block, _fused(run, number, block), settings.depth)
-                model = model or teachers.load(settings)
+                model = model or run.workers.teacher(settings)
                 keys = teacher.keys(*read, pairs)
                 counts["scored"] += teacher.run(*read, pairs, keys, model, cache, lambda _: None)
                 columns = [pa.array(pairs[:, 0]), pa.array(pairs[:, 1]), pa.array(teacher.gather(keys, cache))]

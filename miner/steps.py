@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from miner import encoders, firewall, llms, progress, prompts, readers, store
+from miner import encoders, firewall, llms, progress, prompts, readers, store, workers
 from miner.config import Endpoint, Job
 from miner.encoders.precomputed import Precomputed
 from miner.job import JobFolder
@@ -40,6 +40,7 @@ class Context:
     backend: Callable[[Endpoint, Meter], llms.Backend] = llms.load
     collect: bool = False
     warnings: list[str] = field(default_factory=list)
+    closing: ExitStack = field(default_factory=ExitStack)
 
     def table(self, step: str, name: str) -> pa.Table:
         return store.read_table(self.folder.step(step) / f"{name}.parquet")
@@ -61,6 +62,12 @@ class Context:
         own = Path(self.job.prompts) if self.job.prompts else None
         task: prompts.Task = "judge" if stage == "judge" else "generate"
         return prompts.load(task, getattr(self.job, stage).prompt, own)
+
+    @cached_property
+    def workers(self) -> workers.Workers:
+        found = workers.load(self.job.engine)
+        self.closing.callback(found.close)
+        return found
 
     @cached_property
     def queries(self) -> dict[str, str]:
@@ -127,7 +134,7 @@ def run_vectors(run: Context, work: Path) -> Done:
     stored = encoders.stored(run.job.encoder)
     if stored is not None:
         return _copy_vectors(run, work, stored)
-    encoder = lru_cache(lambda: encoders.load(run.job.encoder))  # seconds, for nothing where all vectors are there
+    encoder = lru_cache(lambda: run.workers.encoder(run.job.encoder))  # seconds, for nothing where all is there
     identity = encoders.fingerprint(run.job.encoder)
     counts: dict[str, Any] = {}
     kinds: dict[str, encoders.Kind] = {"passages": "passage", "queries": "query"}

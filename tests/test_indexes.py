@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from miner.config.mining import Index
 from miner.errors import UserError
-from miner.searchers import dense
+from miner.searchers import dense, tuning
 
 APPROXIMATE = ("hnsw", "ivf-flat", "ivf-pq")
 K = 20
@@ -56,7 +56,7 @@ def build(world, folder: Path, kind: str, k: int = K, seed: int = 13, **settings
     choice = dense.choose(*world[0].shape, len(world[1]), index)
     report = dense.make(world[0], choice, folder, seed)
     searcher = dense.open(*world, folder, choice, index)
-    return report | dense.tune(searcher, folder, k, index, seed), searcher
+    return report | tuning.tune(searcher, folder, k, index, seed), searcher
 
 
 def opened(world, folder: Path) -> dense.DenseSearcher:
@@ -159,7 +159,7 @@ def test_the_same_input_and_seed_give_the_same_files(world, built, kind, tmp_pat
 def test_a_reopened_index_finds_what_the_tuned_one_found(world, built, kind, tmp_path):
     folder, settings = built[kind][1], Index(kind=kind)
     searcher = dense.open(*world, folder, dense.chosen(folder), settings)
-    dense.tune(searcher, tmp_path, K, settings, 13)
+    tuning.tune(searcher, tmp_path, K, settings, 13)
     for first, second in zip(
         searcher.search(np.arange(120), K), reopen(world, built, kind).search(np.arange(120), K), strict=True
     ):

@@ -40,7 +40,6 @@ PQ_CENTROIDS, PQ_ROUNDS = 256, 10
 LEAST = {"flat": 0, "hnsw": 1, "ivf-flat": 4 * PER_LIST, "ivf-pq": PQ_CENTROIDS * PER_LIST}
 LINKS, BUILD_EFFORT = 32, 80
 ENOUGH = 4  # whoever wants a quarter of the corpus gets it by exact search
-GAIN = 0.005  # of recall: where the target is out of reach, a wider search that brings less is not worth its time
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ def _ivf(vectors: Array, choice: Choice, seed: int) -> Any:
     index.cp.seed = seed
     size = min(len(vectors), max(TRAIN_PER_LIST * choice.lists, LEAST[choice.kind]))
     sample = np.sort(np.random.default_rng(seed).choice(len(vectors), size, replace=False))
-    train = _padded(vectors[sample], width)
+    train = padded(vectors[sample], width)
     index.train_q1(len(train), faiss.swig_ptr(train), False, faiss.METRIC_INNER_PRODUCT)
     with _one_thread():  # a hundred tiny clusterings: on a busy machine, threads wait for each other at each step
         index.train(train)
@@ -184,10 +183,10 @@ def _one_thread() -> Iterator[None]:
 
 def _add(index: Any, vectors: Array, width: int) -> None:
     for start in range(0, len(vectors), ADD):
-        index.add(_padded(vectors[start : start + ADD], width))
+        index.add(padded(vectors[start : start + ADD], width))
 
 
-def _padded(block: Array, width: int) -> Array:
+def padded(block: Array, width: int) -> Array:
     """Zeros at the end change no inner product."""
     if block.shape[1] < width:
         block = np.pad(block, ((0, 0), (0, width - block.shape[1])))
@@ -249,7 +248,7 @@ class DenseSearcher:
         too_long = wanted > self._most or (self.knob and ENOUGH * k >= len(self.vectors))
         if self._index is None or too_long or not len(block):
             return self.exact(block, k)
-        rows = self._index.search(_padded(block, self.choice.width), wanted)[1]
+        rows = self._index.search(padded(block, self.choice.width), wanted)[1]
         return self._best(block, rows, k)
 
     def exact(self, block: Array, k: int) -> tuple[Array, Array]:
@@ -262,15 +261,21 @@ class DenseSearcher:
 
     def _best(self, block: Array, rows: Array, k: int) -> tuple[Array, Array]:
         """Score the rows found, int64[b, any], in place, and keep the k best."""
-        rows = np.ascontiguousarray(rows)
-        scores = np.empty(rows.shape, np.float32)
-        if rows.size:
-            pointers = (faiss.swig_ptr(a) for a in (scores, block, self.vectors, rows))
-            _faiss.fvec_inner_products_by_idx(*pointers, block.shape[1], *rows.shape)
+        scores = rescored(block, self.vectors, rows)
         order = np.lexsort((rows, -scores))[:, :k]
         ends = ((0, 0), (0, k - order.shape[1]))
         scores = np.pad(np.take_along_axis(scores, order, 1), ends, constant_values=-np.inf)
         return scores, np.pad(np.take_along_axis(rows, order, 1), ends, constant_values=-1)
+
+
+def rescored(block: Array, vectors: Array, rows: Array) -> Array:
+    """float32[b, w]: the inner products of each query with its rows, int64[b, w]; -inf for a row of -1."""
+    rows = np.ascontiguousarray(rows)
+    scores = np.empty(rows.shape, np.float32)
+    if rows.size:
+        pointers = (faiss.swig_ptr(a) for a in (scores, block, vectors, rows))
+        _faiss.fvec_inner_products_by_idx(*pointers, block.shape[1], *rows.shape)
+    return scores
 
 
 def open(vectors: Array, query_vectors: Array, folder: Path, choice: Choice, settings: Index) -> DenseSearcher:
@@ -284,8 +289,14 @@ def open(vectors: Array, query_vectors: Array, folder: Path, choice: Choice, set
         index = _moved(vectors, index)
     searcher = DenseSearcher(vectors, query_vectors, index, choice, settings)
     if (folder / TUNED).is_file():
-        searcher.widen(_json(folder / TUNED).get(searcher.knob, 0))
+        searcher.widen(effort(folder))
     return searcher
+
+
+def effort(folder: Path) -> int:
+    """How wide `tune` found that the search must be: nprobe or efSearch."""
+    tuned = _json(folder / TUNED)
+    return int(tuned.get("nprobe", tuned.get("efSearch", 0)))
 
 
 def _read(path: Path, rows: int, gpu: bool) -> Any:
@@ -323,66 +334,6 @@ def _moved(vectors: Array, index: Any) -> Any:
 def _last(error: RuntimeError) -> str:
     """What faiss says, without the place in its sources."""
     return " ".join(str(error).rpartition("Error: ")[2].split())
-
-
-# ---------------------------------------------------------------- recall
-
-
-def tune(searcher: DenseSearcher, folder: Path, k: int, settings: Index, seed: int) -> dict[str, Any]:
-    """Widen the search, doubling nprobe or efSearch, until recall@k reaches the target on a seeded sample of queries.
-
-    recall@k: the share of the k best inner products that the index finds; a passage that ties with the k-th counts.
-    Writes tuned.json, which `open` applies, and returns it: kind, reason, k, sample, recall, nprobe or efSearch, and
-    `warning`, a sentence, where the target is out of reach.
-    """
-    total = len(searcher.query_vectors)
-    sample = np.sort(np.random.default_rng(seed).choice(total, min(settings.sample, total), replace=False))
-    block = np.ascontiguousarray(searcher.query_vectors[sample], np.float32)
-    k = min(k, len(searcher.vectors))
-    found: dict[str, Any] = {"kind": searcher.choice.kind, "reason": searcher.choice.reason, "k": k}
-    if searcher.knob:
-        tried = _widened(searcher, block, k, settings.recall_target)
-        effort, recall = _enough(tried, settings.recall_target)
-        searcher.widen(effort)
-        found |= {"sample": len(sample), "recall": recall, searcher.knob: effort}
-        if recall is not None and recall < settings.recall_target:
-            found["warning"] = _warning(searcher.choice.kind, recall, k, settings)
-    else:
-        found |= {"sample": 0, "recall": 1.0}
-    store.write_json(folder / TUNED, found)
-    return found
-
-
-def _widened(searcher: DenseSearcher, block: Array, k: int, target: float) -> list[tuple[int, float | None]]:
-    """(effort, recall) of each width tried; the recall is None where there is no query to measure it on."""
-    worst = searcher.exact(block, k)[0][:, -1:]
-    effort = min(searcher.widest, max(16, k) if searcher.knob == "efSearch" else 1)
-    if not len(block):
-        return [(effort, None)]
-    tried: list[tuple[int, float | None]] = []
-    while True:
-        searcher.widen(effort)
-        recall = float((searcher.indexed(block, k)[0] >= worst).mean())
-        tried.append((effort, round(recall, 4)))
-        if recall >= target or effort == searcher.widest:
-            return tried
-        effort = min(2 * effort, searcher.widest)
-
-
-def _enough(tried: list[tuple[int, float | None]], target: float) -> tuple[int, float | None]:
-    """The last width tried; where even that misses the target, the first that is hardly worse."""
-    effort, best = tried[-1]
-    if best is None or best >= target:
-        return effort, best
-    return next((width, recall) for width, recall in tried if recall is not None and recall >= best - GAIN)
-
-
-def _warning(kind: str, recall: float, k: int, settings: Index) -> str:
-    remedy = f"raise mining.index.refine (now {settings.refine}) or " if kind == "ivf-pq" else ""
-    return (
-        f"recall@{k} of {kind} is {recall:.3f}, below mining.index.recall_target {settings.recall_target};"
-        f" {remedy}take another mining.index.kind"
-    )
 
 
 def chosen(folder: Path) -> Choice:

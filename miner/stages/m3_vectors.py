@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from miner.chunks import cut, lengths_of
+from miner.chunks import cut, each, lengths_of
 from miner.encoders import Kind
 from miner.ragged_cache import Ragged, RaggedCache, spread
 from miner.records import texts
@@ -55,15 +55,24 @@ def run(
     The caches are refreshed at the end. Returns the number of texts encoded.
     """
     caches = [cache for cache in (dense, sparse, multi) if cache is not None]
+    done: list[tuple[int, Array]] = []  # of each piece that was handed out: its texts, and the rows that lack
+
+    def lacking() -> Iterator[tuple[list[str], Kind, bool]]:
+        lengths = lengths_of(table)
+        for rows in cut(lengths, keys) if multi is None else _pieces(lengths, keys):
+            some = rows[np.any([cache.missing(keys[rows]) for cache in caches], axis=0)]
+            if not len(some):
+                tick(len(rows))
+                continue
+            done.append((len(rows), some))
+            yield list(texts(table, some.tolist())), kind, multi is not None
+
     encoded = 0
-    lengths = lengths_of(table)
-    for rows in cut(lengths, keys) if multi is None else _pieces(lengths, keys):
-        lacking = rows[np.any([cache.missing(keys[rows]) for cache in caches], axis=0)]
-        if len(lacking):
-            some = list(texts(table, lacking.tolist()))
-            _store(keys[lacking], encoder.encode_all(some, kind, multi is not None), dense, sparse, multi)
-            encoded += len(lacking)
-        tick(len(rows))
+    for number, found in each(encoder, "encode_all", lacking()):
+        size, some = done[number]
+        _store(keys[some], found, dense, sparse, multi)
+        encoded += len(some)
+        tick(size)
     for cache in caches:
         cache.refresh()
     return encoded

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from miner.chunks import each
 from miner.errors import UserError
 from miner.teachers import Teacher
 from miner.vector_cache import KEY, VectorCache
@@ -56,14 +57,23 @@ def run(
     pairs: int64[n, 2], row numbers of query and passage; keys: S16[n], those of `keys`. `tick` is called with the
     number of distinct pairs of each chunk, cached ones too.
     """
+    done: list[tuple[int, Array]] = []  # of each chunk that was handed out: its pairs, and the rows that lack
+
+    def lacking() -> Iterator[tuple[list[tuple[str, str]]]]:
+        for rows in chunks(keys):
+            some = rows[cache.missing(keys[rows])]
+            if not len(some):
+                tick(len(rows))
+                continue
+            done.append((len(rows), some))
+            yield (list(_read(query_texts, passage_texts, pairs[some])),)
+
     scored = 0
-    for rows in chunks(keys):
-        lacking = rows[cache.missing(keys[rows])]
-        if len(lacking):
-            scores = teacher.score(list(_read(query_texts, passage_texts, pairs[lacking])))
-            cache.append(keys[lacking], np.asarray(scores, np.float32).reshape(len(lacking), 1))
-            scored += len(lacking)
-        tick(len(rows))
+    for number, scores in each(teacher, "score", lacking()):
+        size, some = done[number]
+        cache.append(keys[some], np.asarray(scores, np.float32).reshape(len(some), 1))
+        scored += len(some)
+        tick(size)
     if scored:
         cache.refresh()
     return scored

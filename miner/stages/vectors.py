@@ -6,13 +6,13 @@ before the cache is asked, so a run that was killed and started again encodes th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from miner.chunks import cut, lengths_of
+from miner.chunks import cut, each, lengths_of
 from miner.encoders import Encoder, Kind, Paid, Vectors
 from miner.records import texts
 from miner.vector_cache import VectorCache
@@ -23,21 +23,42 @@ Array = np.ndarray[Any, Any]
 def run(
     table: pa.Table, keys: Array, kind: Kind, encoder: Encoder, cache: VectorCache, tick: Callable[[int], None]
 ) -> int:
-    """Bring the vector of every row into the cache. keys: S16[n]. Returns the number of texts encoded."""
+    """Bring the vector of every row into the cache. keys: S16[n]. Returns the number of texts encoded.
+
+    encoder: may be a chunks.Many; then several chunks are encoded at once, and only this process writes.
+    """
+    done: list[tuple[int, Array]] = []  # of each chunk that was handed out: its texts, and the rows that lack
+
+    def lacking() -> Iterator[tuple[list[str], Kind]]:
+        for rows in cut(lengths_of(table), keys, encoder.chunk_texts if isinstance(encoder, Paid) else None):
+            some = rows[cache.missing(keys[rows])]
+            if not len(some):
+                tick(len(rows))
+                continue
+            done.append((len(rows), some))
+            yield list(texts(table, some.tolist())), kind
+
     encoded = 0
-    lengths = lengths_of(table)
-    for rows in cut(lengths, keys, encoder.chunk_texts if isinstance(encoder, Paid) else None):
-        lacking = rows[cache.missing(keys[rows])]
-        if len(lacking):
-            chosen = list(texts(table, lacking.tolist()))
-            if isinstance(encoder, Paid):
-                _keep_each(encoder, chosen, kind, keys[lacking], cache)
-            else:
-                cache.append(keys[lacking], encoder.encode(chosen, kind))
-            encoded += len(lacking)
-        tick(len(rows))
+    for number, found in _encoded(encoder, lacking(), lambda number: keys[done[number][1]], cache):
+        size, some = done[number]
+        if found is not None:
+            cache.append(keys[some], found)
+        encoded += len(some)
+        tick(size)
     cache.refresh()
     return encoded
+
+
+def _encoded(
+    encoder: Encoder, chunks: Iterator[tuple[list[str], Kind]], keys: Callable[[int], Array], cache: VectorCache
+) -> Iterator[tuple[int, Vectors | None]]:
+    """The number of each chunk and its vectors; None of a paid encoder, whose vectors are in the cache already."""
+    if not isinstance(encoder, Paid):
+        yield from each(encoder, "encode", chunks)
+        return
+    for number, (chosen, kind) in enumerate(chunks):
+        _keep_each(encoder, chosen, kind, keys(number), cache)
+        yield number, None
 
 
 def _keep_each(encoder: Paid, chosen: list[str], kind: Kind, keys: Array, cache: VectorCache) -> None:

@@ -62,7 +62,7 @@ def world(folder: Path, rows: int, queries: int) -> None:
 def measure(folder: Path, kind: str) -> dict[str, object]:
     """One line of the table; for a process of its own, whose peak memory it says."""
     from miner.config.mining import Index
-    from miner.searchers import dense
+    from miner.searchers import dense, tuning
 
     passages, queries = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("passages", "queries"))
     settings = Index(kind=kind)
@@ -71,7 +71,7 @@ def measure(folder: Path, kind: str) -> dict[str, object]:
         choice = dense.choose(len(passages), DIMENSION, len(queries), settings)
         report = dense.make(passages, choice, Path(index), SEED)
         tuned = dense.open(passages, queries, Path(index), choice, settings)
-        report |= dense.tune(tuned, Path(index), K, settings, SEED)
+        report |= tuning.tune(tuned, Path(index), K, settings, SEED)
         built = clocks()
         searcher = dense.open(passages, queries, Path(index), choice, settings)
         for low in range(0, len(queries), BLOCK):
