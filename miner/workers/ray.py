@@ -43,6 +43,8 @@ def load(engine: config.Engine) -> Cluster:
 
 
 def _join(ray: Any, engine: config.Engine) -> None:
+    # What goes wrong comes as an exception; the core's own lines would run through the progress.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     how = {"include_dashboard": False} if engine.address == "local" else {}
     try:
@@ -211,17 +213,16 @@ class _Sharded:
         # Of no cores once it is placed: where a node is lost, the others can take in its shards.
         shard = ray.remote(sharded.Shard).options(max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")
         effort, threads = dense.effort(folder), max(1, int(engine.cpus))
-        self._shards = [
-            shard.remote(
+        # Held here, so that an actor that starts anew finds what it is made of.
+        self._parts = [
+            (
                 low,
                 ray.put(np.ascontiguousarray(passages[low:high], np.float32)),
-                sharded.cut(folder, self._choice, low, high),
-                self._choice.width,
-                effort,
-                threads,
+                ray.put(sharded.cut(folder, self._choice, low, high)),
             )
             for low, high in sharded.bounds(len(passages), shards)
         ]
+        self._shards = [shard.remote(*part, self._choice.width, effort, threads) for part in self._parts]
 
     def search(self, queries: Array, k: int) -> tuple[Array, Array]:
         """As DenseSearcher.search."""
