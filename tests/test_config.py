@@ -60,6 +60,7 @@ DEFAULTS = {
     ),
     "llm": ENDPOINT,
     "budget": dict.fromkeys(["max_cost", "max_tokens", "max_requests"], None),
+    "engine": {"kind": "local", "address": "auto", "workers": None, "cpus": 1.0, "gpus": 0.0, "shards": None},
     "judge": {"enabled": True, "prompt": "graded", "pool": None, "relevant_from": 2, "irrelevant_to": 1, "llm": None}
     | {"max_chars": 4000, "relevant_p": 0.5, "irrelevant_p": 0.5, "reference": True, "evidence": "require", "pack": 8}
     | {"orders": 1, "rungs": [], "false_negatives": "drop", "max_false_negatives": None, "uncalibrated": False}

@@ -29,6 +29,8 @@ class Engine(Model):
 
     @model_validator(mode="after")
     def _contradictions(self) -> Engine:
-        if self.kind == "local" and (told := sorted(self.model_fields_set - {"kind"})):
+        fields = type(self).model_fields.items()
+        told = [name for name, field in fields if getattr(self, name) != field.default]
+        if self.kind == "local" and told:
             raise ValueError(f"engine.{told[0]} needs engine.kind: ray")
         return self
