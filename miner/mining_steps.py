@@ -56,7 +56,7 @@ def run_index(run: Context, work: Path) -> Done:
     settings, seed = run.job.mining.index, run.job.seed
     choice = dense.choose(len(passages), passages.shape[1], len(queries), settings)
     logging.getLogger("miner").info("index: %s", choice.reason)
-    built = dense.make(passages, choice, work, seed)
+    built = dense.make(passages, choice, work, seed, run.workers.coder)
     depth = max(run.job.mining.window(r)[0] for r in run.job.mining.retrievers if r.kind == "dense")
     tuned = tuning.tune(dense.open(passages, queries, work, choice, settings), work, depth, settings, seed)
     if "warning" in tuned:

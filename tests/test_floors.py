@@ -15,14 +15,14 @@ FLOORS = (
     " config.load yaml_file store ledger ledger_tail vector_cache ragged_cache chunks",
     "shingles ranking fusion selection calibration bounds resampling agreement acceptance numbering prompts"
     " answers prompt_files progress models provider card meter pace"
-    " canaries cascade packs shares synthetic_checks"
+    " canaries cascade packs shares synthetic_checks sizing rates"
     " forms defects style audit_checks audit_tables evaluation report report.plots report.page report.ledger",
     "readers encoders searchers teachers llms exporters trials",
     "readers.rows readers.pairs readers.beir readers.flagembedding readers.hub readers.training"
     " encoders.families encoders.files encoders.onnx encoders.torch encoders.m3"
     " encoders.remote encoders.services encoders.precomputed encoders.int8 encoders.shape"
-    " searchers.dense searchers.tuning searchers.sharded searchers.bm25 searchers.trec_run searchers.sparse"
-    " searchers.multivector teachers.files teachers.cross_encoder"
+    " searchers.dense searchers.exact searchers.tuning searchers.sharded searchers.bm25 searchers.trec_run"
+    " searchers.sparse searchers.multivector teachers.files teachers.cross_encoder"
     " llms.openai llms.lanes llms.structured llms.vllm llms.vllm_chat llms.openai_batch llms.batch_desk"
     " llms.recorded llms.batch_files exporters.flagembedding exporters.sentence_transformers"
     " exporters.tevatron exporters.beir exporters.plain exporters.files exporters.scores exporters.split exporters.hub"
@@ -33,7 +33,7 @@ FLOORS = (
     "job firewall golden",
     "workers workers.local workers.ray"
     " steps mining_steps m3_steps judge_watch judge_steps generate_steps export_steps engine intake"
-    " estimate tidy calibrate"
+    " estimate estimate_cluster tidy calibrate"
     " golden_sample calibrate_judge"
     " prompt_eval prompt_diff"
     " audit audit_fix audit_estimate evaluate evaluate_data training_view doctor doctor_job"
@@ -41,6 +41,7 @@ FLOORS = (
     " report.texts report.sections report.judge report.style report.cost report.warnings report.data",
     "views template commands commands.audit commands.common commands.ledger commands.golden commands.calibrate_judge"
     " commands.prompt commands.prompt_views commands.complete commands.doctor commands.evaluate commands.report"
+    " commands.sizing_views"
     " commands.safe commands.look commands.look_views commands.status_views commands.diff_views commands.show_views"
     " cli __main__",
 )
@@ -90,8 +91,10 @@ SIDEWAYS = {
     "encoders.m3": "encoders.files encoders.onnx",
     "encoders.remote": "encoders.families encoders.services",
     "steps": "encoders.precomputed workers",
-    "searchers.sharded": "searchers.dense",
+    "searchers.dense": "searchers.exact",
+    "searchers.sharded": "searchers.dense searchers.exact",
     "searchers.tuning": "searchers.dense",
+    "workers": "searchers.dense",
     "workers.local": "workers searchers.dense",
     "workers.ray": "workers searchers.dense searchers.sharded",
     "vector_cache": "store",
@@ -110,8 +113,11 @@ SIDEWAYS = {
     "judge_steps": "steps judge_watch",
     "generate_steps": "steps judge_steps",
     "estimate": "engine steps judge_steps generate_steps",
+    "rates": "sizing",
+    "estimate_cluster": "engine steps",
     "tidy": "engine steps judge_steps",
-    "commands.ledger": "commands.common",
+    "commands.ledger": "commands.common commands.sizing_views",
+    "commands.sizing_views": "commands.common",
     "llms.vllm": "llms.vllm_chat",
     "llms.recorded": "llms.batch_files",
     "llms.batch_desk": "llms.batch_files",

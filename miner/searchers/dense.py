@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,14 +22,15 @@ import faiss
 import numpy as np
 
 from miner import store
+from miner.chunks import each
 from miner.config.mining import Index
 from miner.errors import UserError
-from miner.searchers import Array
+from miner.searchers import Array, exact
 
 _faiss: Any = faiss  # whose type stubs lack some functions
 FILE, CHOICE, TUNED = "dense.faiss", "choice.json", "tuned.json"
 GB = 1e9
-ADD = 1 << 16  # vectors added at once
+ADD = 1 << 14  # vectors added at once
 PATIENCE_S = 1800.0  # exact search may take so long before auto prefers an approximate index
 CORE_FLOPS = 3e10  # float32 multiplications and additions per second and core: tests/benchmarks/scale.md has 23 to 55
 GPU_FLOPS = 5e12
@@ -128,14 +129,34 @@ def _on_gpu(choice: Choice, settings: Index) -> bool:
 # ---------------------------------------------------------------- build
 
 
-def make(vectors: Array, choice: Choice, folder: Path, seed: int) -> dict[str, Any]:
+class Coder:
+    """What fills an IVF that is trained: each row's list, and its code in there."""
+
+    def __init__(self, trained: Array) -> None:
+        """trained: uint8[n], a serialised index."""
+        self._index = exact.unpacked(trained)
+
+    def codes(self, vectors: Array) -> Array:
+        """float32[n, d] -> uint8[n, size], as the index's add_sa_codes reads them."""
+        block = padded(vectors, self._index.d)
+        lists = np.ascontiguousarray(exact.probes(self._index, block, 1)[1][:, 0])
+        found = np.empty((len(block), self._index.sa_code_size()), np.uint8)
+        self._index.encode_vectors(len(block), *(faiss.swig_ptr(a) for a in (block, lists, found)), True)
+        return found
+
+
+def make(
+    vectors: Array, choice: Choice, folder: Path, seed: int, coder: Callable[[Array], Coder] = Coder
+) -> dict[str, Any]:
     """vectors: float32[n, d], a memmap too -> what was built, for the manifest. Same input and seed, same file.
 
-    Writes choice.json and, unless flat, dense.faiss. Beside the index, which is built in memory, it takes 64 Ki
+    coder: may make a chunks.Many; then an IVF, which is trained here, is filled by several workers at once.
+
+    Writes choice.json and, unless flat, dense.faiss. Beside the index, which is built in memory, it takes 16 Ki
     vectors at a time and the training sample: 64 vectors per list, or for ivf-pq 9,984 if that is more.
     """
     if choice.kind != "flat":
-        index = _hnsw(vectors, choice) if choice.kind == "hnsw" else _ivf(vectors, choice, seed)
+        index = _hnsw(vectors, choice) if choice.kind == "hnsw" else _ivf(vectors, choice, seed, coder)
         store.replace(folder / FILE, lambda part: faiss.write_index(index, str(part)))
     store.write_json(folder / CHOICE, asdict(choice))
     size = (folder / FILE).stat().st_size if choice.kind != "flat" else 0
@@ -151,7 +172,7 @@ def _hnsw(vectors: Array, choice: Choice) -> Any:
     return index
 
 
-def _ivf(vectors: Array, choice: Choice, seed: int) -> Any:
+def _ivf(vectors: Array, choice: Choice, seed: int, coder: Callable[[Array], Coder]) -> Any:
     width = choice.width or int(vectors.shape[1])
     coarse = faiss.IndexFlatIP(width)
     if choice.kind == "ivf-flat":
@@ -167,8 +188,18 @@ def _ivf(vectors: Array, choice: Choice, seed: int) -> Any:
     index.train_q1(len(train), faiss.swig_ptr(train), False, faiss.METRIC_INNER_PRODUCT)
     with _one_thread():  # a hundred tiny clusterings: on a busy machine, threads wait for each other at each step
         index.train(train)
-    _add(index, vectors, width)
+    _fill(index, vectors, coder(np.asarray(faiss.serialize_index(index))))
     return index
+
+
+def _fill(index: Any, vectors: Array, coder: Coder) -> None:
+    """In the order of the rows, in whatever order their codes come."""
+    waiting: dict[int, Array] = {}
+    blocks = ((np.asarray(vectors[start : start + ADD]),) for start in range(0, len(vectors), ADD))
+    for number, codes in each(coder, "codes", blocks):
+        waiting[number] = codes
+        while (found := waiting.pop(index.ntotal // ADD, None)) is not None:
+            index.add_sa_codes(found, np.arange(index.ntotal, index.ntotal + len(found)))
 
 
 @contextmanager
@@ -248,34 +279,27 @@ class DenseSearcher:
         too_long = wanted > self._most or (self.knob and ENOUGH * k >= len(self.vectors))
         if self._index is None or too_long or not len(block):
             return self.exact(block, k)
-        rows = self._index.search(padded(block, self.choice.width), wanted)[1]
+        block = np.ascontiguousarray(block, np.float32)
+        wide = padded(block, self.choice.width)
+        # A graph is walked by itself, and a GPU picks its own lists.
+        by_lists = isinstance(self._index, faiss.IndexIVF)
+        rows = exact.listed(self._index, wide, wanted)[1] if by_lists else self._index.search(wide, wanted)[1]
         return self._best(block, rows, k)
 
     def exact(self, block: Array, k: int) -> tuple[Array, Array]:
         """block: float32[b, d], query vectors -> as search."""
-        wanted = min(k, len(self.vectors))
-        if not len(block) or not wanted:
-            return self._best(block, np.empty((len(block), 0), np.int64), k)
-        rows = faiss.knn(block, self.vectors, wanted, metric=faiss.METRIC_INNER_PRODUCT)[1]
-        return self._best(block, rows, k)
+        return _filled(*exact.nearest(block, self.vectors, k), k)
 
     def _best(self, block: Array, rows: Array, k: int) -> tuple[Array, Array]:
         """Score the rows found, int64[b, any], in place, and keep the k best."""
-        scores = rescored(block, self.vectors, rows)
+        scores = exact.rescored(block, self.vectors, rows)
         order = np.lexsort((rows, -scores))[:, :k]
-        ends = ((0, 0), (0, k - order.shape[1]))
-        scores = np.pad(np.take_along_axis(scores, order, 1), ends, constant_values=-np.inf)
-        return scores, np.pad(np.take_along_axis(rows, order, 1), ends, constant_values=-1)
+        return _filled(np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1), k)
 
 
-def rescored(block: Array, vectors: Array, rows: Array) -> Array:
-    """float32[b, w]: the inner products of each query with its rows, int64[b, w]; -inf for a row of -1."""
-    rows = np.ascontiguousarray(rows)
-    scores = np.empty(rows.shape, np.float32)
-    if rows.size:
-        pointers = (faiss.swig_ptr(a) for a in (scores, block, vectors, rows))
-        _faiss.fvec_inner_products_by_idx(*pointers, block.shape[1], *rows.shape)
-    return scores
+def _filled(scores: Array, rows: Array, k: int) -> tuple[Array, Array]:
+    ends = ((0, 0), (0, k - rows.shape[1]))
+    return np.pad(scores, ends, constant_values=-np.inf), np.pad(rows, ends, constant_values=-1)
 
 
 def open(vectors: Array, query_vectors: Array, folder: Path, choice: Choice, settings: Index) -> DenseSearcher:

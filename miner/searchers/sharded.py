@@ -16,7 +16,7 @@ import faiss
 import numpy as np
 
 from miner.config.mining import Index
-from miner.searchers import Array, dense
+from miner.searchers import Array, dense, exact
 
 _faiss: Any = faiss  # whose type stubs lack some functions
 KINDS = ("flat", "ivf-flat", "ivf-pq")
@@ -36,22 +36,19 @@ class Shard:
 
     def __init__(self, low: int, vectors: Array, index: Array | None, width: int, effort: int, threads: int) -> None:
         self._low, self._vectors, self._width, self._threads = low, vectors, width, threads
-        self._index = None if index is None else _faiss.deserialize_index(np.array(index))
+        self._index = None if index is None else exact.unpacked(index)
         if self._index is not None:
             self._index.nprobe = effort
 
-    def search(self, block: Array, wanted: int, exact: bool) -> Part:
+    def search(self, block: Array, wanted: int, exactly: bool) -> Part:
         """block: float32[b, d], query vectors."""
         faiss.omp_set_num_threads(self._threads)
         size = min(wanted, len(self._vectors))
-        if self._index is None or exact:
-            row = faiss.knn(block, self._vectors, size, metric=faiss.METRIC_INNER_PRODUCT)[1]
-            score = dense.rescored(block, self._vectors, row)
-            return best(Part(np.where(row < 0, -1, row + self._low), score, score), wanted)
-        found, row = self._index.search(dense.padded(block, self._width), size)
-        own = np.where(row < 0, -1, row - self._low)
-        score = dense.rescored(block, self._vectors, own)
-        return best(Part(row, np.where(row < 0, -np.inf, found).astype(np.float32), score), wanted)
+        if self._index is None or exactly:
+            score, row = exact.nearest(block, self._vectors, size)
+            return Part(row + self._low, score, score)
+        found, row = exact.listed(self._index, dense.padded(block, self._width), size)
+        return Part(row, found, exact.rescored(block, self._vectors, np.where(row < 0, -1, row - self._low)))
 
 
 def cut(folder: Path, choice: dense.Choice, low: int, high: int) -> Array | None:
@@ -86,8 +83,8 @@ def merged(wanted: int, *parts: Part) -> Part:
 
 
 def best(part: Part, wanted: int) -> Part:
-    """The `wanted` best by the index's own score, ties by the exact one, then by row."""
-    order = np.lexsort((part.row, -part.score, -part.found))[:, :wanted]
+    """The `wanted` best by the index's own score, ties by row."""
+    order = np.lexsort((part.row, -part.found))[:, :wanted]
     return Part(*(np.take_along_axis(column, order, 1) for column in part))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from miner import config
 from miner.encoders import Encoder
 from miner.searchers import Searcher
 from miner.teachers import Teacher
+
+if TYPE_CHECKING:
+    from miner.searchers.dense import Coder
 
 Array = np.ndarray[Any, Any]
 
@@ -26,6 +29,9 @@ class Workers(Protocol):
 
     def teacher(self, settings: config.Teacher) -> Teacher:
         """As teachers.load. One of many workers is a `chunks.Many` too."""
+
+    def coder(self, trained: Array) -> Coder:
+        """As searchers.dense.Coder. One of many workers is a `chunks.Many` too."""
 
     def dense(self, passages: Array, queries: Array, folder: Path, settings: config.Index) -> Searcher:
         """passages: float32[n, d], queries: float32[q, d], memmaps too; folder: of the index step."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from miner import config, encoders, teachers
 from miner.encoders import Encoder
 from miner.searchers import Searcher
 from miner.teachers import Teacher
 from miner.workers import Array
+
+if TYPE_CHECKING:
+    from miner.searchers.dense import Coder
 
 
 def load(engine: config.Engine) -> Local:
@@ -21,6 +25,11 @@ class Local:
 
     def teacher(self, settings: config.Teacher) -> Teacher:
         return teachers.load(settings)
+
+    def coder(self, trained: Array) -> Coder:
+        from miner.searchers import dense
+
+        return dense.Coder(trained)
 
     def dense(self, passages: Array, queries: Array, folder: Path, settings: config.Index) -> Searcher:
         from miner.searchers import dense

@@ -13,7 +13,7 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from miner.errors import MinerError, ProviderStop, UserError
 from miner.searchers import Searcher
 from miner.teachers import Scores, Teacher
 from miner.workers import Array
+
+if TYPE_CHECKING:
+    from miner.searchers.dense import Coder
 
 log = logging.getLogger("miner")
 RETRIES = 8  # of a task whose worker or node was lost; a text that kills every worker ends the run
@@ -86,6 +89,11 @@ class Cluster:
     def teacher(self, settings: config.Teacher) -> Teacher:
         return _Teachers(self, teachers.load, (settings,))
 
+    def coder(self, trained: Array) -> Coder:
+        from miner.searchers import dense
+
+        return cast("Coder", _Many(self, dense.Coder, (trained,)))
+
     def dense(self, passages: Array, queries: Array, folder: Path, settings: config.Index) -> Searcher:
         from miner.searchers import dense, sharded
 
@@ -94,6 +102,10 @@ class Cluster:
             log.info("ray: an index of kind %s is not cut; it is searched here", choice.kind)
             return dense.open(passages, queries, folder, choice, settings)
         return _Sharded(self._ray, self._engine, self._engine.shards or self.most, passages, queries, folder, settings)
+
+    def put(self, value: Any) -> Any:
+        """Ship it once for all tasks."""
+        return self._ray.put(value)
 
     @property
     def most(self) -> int:
@@ -155,7 +167,7 @@ def _call(made: bytes, method: str, arguments: tuple[Any, ...]) -> Any:
 
 class _Many:
     def __init__(self, cluster: Cluster, make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        self._cluster, self._made = cluster, pickle.dumps((make, arguments))
+        self._cluster, self._made = cluster, cluster.put(pickle.dumps((make, arguments)))
 
     def each(self, method: str, calls: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         return self._cluster.tasks(_call, ((self._made, method, arguments) for arguments in calls))
@@ -229,17 +241,19 @@ class _Sharded:
         from miner.searchers import sharded
 
         block = np.ascontiguousarray(self._queries[queries], np.float32)
-        wanted, exact = sharded.wanted(k, self._rows, self._choice, self._settings)
-        scores, rows = self._found(block, k, wanted, exact)
+        wanted, exactly = sharded.wanted(k, self._rows, self._choice, self._settings)
+        scores, rows = self._found(block, k, wanted, exactly)
         if len(short := np.flatnonzero(rows[:, min(k, self._rows) - 1] < 0)):
             scores[short], rows[short] = self._found(block[short], k, min(k, self._rows), True)
         return scores, rows
 
-    def _found(self, block: Array, k: int, wanted: int, exact: bool) -> tuple[Array, Array]:
+    def _found(self, block: Array, k: int, wanted: int, exactly: bool) -> tuple[Array, Array]:
         from miner.searchers import sharded
 
         pieces = [self._ray.put(block[start : start + PIECE]) for start in range(0, len(block), PIECE)]
-        lists = [self._tree([s.search.remote(piece, wanted, exact) for s in self._shards], wanted) for piece in pieces]
+        lists = [
+            self._tree([s.search.remote(piece, wanted, exactly) for s in self._shards], wanted) for piece in pieces
+        ]
         found = [sharded.final(get(self._ray, one), k) for one in lists]
         scores, rows = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return scores, rows
