@@ -267,6 +267,11 @@ class Ledger:
         with self._writing():
             self._settle(reserved, used)
 
+    def add_spent(self, amounts: dict[str, float]) -> None:
+        """Count what was spent without a reservation: tokens, cost, requests."""
+        with self._writing():
+            self._add(amounts)
+
     def _settle(self, reserved: Charge | None, used: Usage) -> None:
         """A server that counts no tokens is taken to have used all that was reserved."""
         tokens = used.prompt + used.completion

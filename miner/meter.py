@@ -202,6 +202,17 @@ class Meter:
         """The last try may have been charged though no answer came (a timeout, a broken reply): it stays spent."""
         self._taken(request)
 
+    def unsent(self, request: Request) -> None:
+        """The last try was reserved and never made: it counts as no request either."""
+        charge = self._taken(request)
+        self.tries -= 1
+        if charge is not None:
+            self.ledger.release(charge, sent=False)
+
+    def taken(self, request: Request) -> Charge | None:
+        """What the last try of a request took out of the budget; None where there is no budget."""
+        return next(reversed(self._reserved.get(request.key, [])), None)
+
     def _taken(self, request: Request) -> Charge | None:
         charges = self._reserved.get(request.key, [])
         charge = charges.pop() if charges else None
@@ -209,7 +220,8 @@ class Meter:
             self._reserved.pop(request.key, None)
         return charge
 
-    def _usage(self, answer: Answer) -> Usage:
+    def usage(self, answer: Answer) -> Usage:
+        """What an answer took, at the endpoint's price."""
         prompt, completion, cached = used(answer.response)
         known = self.price is not None and answer.response is not None
         cost = dollars(self.price, prompt, completion, cached, answer.batched) if known and self.price else None
@@ -217,11 +229,11 @@ class Meter:
 
     def settle(self, request: Request, answer: Answer) -> None:
         """Settle a request that is no work of the job, such as a probe: it costs, and its answer is not kept."""
-        self.ledger.settle(self._taken(request), self._usage(answer))
+        self.ledger.settle(self._taken(request), self.usage(answer))
 
     def put(self, request: Request, answer: Answer) -> None:
         """Commit an answer or a tombstone to the ledger, settled at its true cost."""
-        usage = self._usage(answer)
+        usage = self.usage(answer)
         prompt, completion = usage.prompt, usage.completion
         self.ledger.put(request, answer, usage, self._taken(request))
         if answer.response is None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from miner import encoders, firewall, llms, progress, prompts, readers, store, workers
+from miner import encoders, firewall, ledger_shards, llms, progress, prompts, readers, store, workers
 from miner.config import Endpoint, Job
 from miner.encoders.precomputed import Precomputed
 from miner.job import JobFolder
@@ -41,6 +41,14 @@ class Context:
     collect: bool = False
     warnings: list[str] = field(default_factory=list)
     closing: ExitStack = field(default_factory=ExitStack)
+
+    def __post_init__(self) -> None:
+        if self.job.engine.kind == "ray" and self.backend is llms.load:
+            self.backend = self._on_cluster
+
+    def _on_cluster(self, endpoint: Endpoint, meter: Meter) -> llms.Backend:
+        _ = self.workers  # joins the cluster
+        return llms.load(endpoint, meter, self.job.engine)
 
     def table(self, step: str, name: str) -> pa.Table:
         return store.read_table(self.folder.step(step) / f"{name}.parquet")
@@ -88,6 +96,7 @@ class Context:
         if self.collect:
             yield llms.collector(meter)
             return
+        ledger_shards.merge(self.folder.root / ledger_shards.FOLDER, self.ledger)
         with progress.bar(what, total, "answers", meter.line) as tick, ExitStack() as stack:
 
             def made() -> llms.Backend:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1] / "miner"
 FLOORS = (
     "miner records errors",
     "config config.base config.data config.encoder config.engine config.mining config.llm config.export config.job"
-    " config.load yaml_file store ledger ledger_tail vector_cache ragged_cache chunks",
+    " config.load yaml_file store ledger ledger_shards ledger_tail vector_cache ragged_cache chunks",
     "shingles ranking fusion selection calibration bounds resampling agreement acceptance numbering prompts"
     " answers prompt_files progress models provider card meter pace"
     " canaries cascade packs shares synthetic_checks sizing rates"
@@ -24,7 +24,7 @@ FLOORS = (
     " searchers.dense searchers.exact searchers.tuning searchers.sharded searchers.bm25 searchers.trec_run"
     " searchers.sparse searchers.multivector teachers.files teachers.cross_encoder"
     " llms.openai llms.lanes llms.structured llms.vllm llms.vllm_chat llms.openai_batch llms.batch_desk"
-    " llms.recorded llms.batch_files exporters.flagembedding exporters.sentence_transformers"
+    " llms.recorded llms.ray llms.batch_files exporters.flagembedding exporters.sentence_transformers"
     " exporters.tevatron exporters.beir exporters.plain exporters.files exporters.scores exporters.split exporters.hub"
     " trials.sentence_transformers trials.ir_measures trials.matplotlib",
     "stages stages.corpus stages.vectors stages.m3_vectors stages.retrieved stages.teacher"
@@ -119,6 +119,8 @@ SIDEWAYS = {
     "commands.ledger": "commands.common commands.sizing_views",
     "commands.sizing_views": "commands.common",
     "llms.vllm": "llms.vllm_chat",
+    "ledger_shards": "ledger store",
+    "llms.ray": "llms.openai",
     "llms.recorded": "llms.batch_files",
     "llms.batch_desk": "llms.batch_files",
     "llms.openai_batch": "llms.batch_desk llms.batch_files",

@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from miner.config import Endpoint, is_address
+from miner.config import Endpoint, Engine, is_address
 from miner.errors import UserError
 from miner.ledger import Answer, Ledger, Request
 from miner.meter import Meter
@@ -51,8 +51,14 @@ class Backend(Protocol):
         """
 
 
-def load(endpoint: Endpoint, meter: Meter) -> Backend:
-    """The backend of an endpoint. It reserves each try with the meter; `done` commits and settles."""
+def load(endpoint: Endpoint, meter: Meter, engine: Engine | None = None) -> Backend:
+    """The backend of an endpoint. It reserves each try with the meter; `done` commits and settles.
+
+    engine: of the job; on Ray, which must be joined, the cluster's workers ask in place of this process.
+    """
+    if engine is not None and engine.kind == "ray" and endpoint.backend == "openai":
+        asked_by_workers: Backend = importlib.import_module("miner.llms.ray").load(endpoint, meter, engine)
+        return asked_by_workers
     backend: Backend = importlib.import_module(BACKENDS[endpoint.backend]).load(endpoint, meter)
     return backend
 

@@ -53,11 +53,11 @@ class OpenAIBackend:
     def __init__(self, endpoint: Endpoint, meter: Meter, keys: list[tuple[Replica, str]]) -> None:
         self._endpoint = endpoint
         self._meter = meter
-        self._keys = keys
+        self.keys = keys
 
     def answer(self, requests: Iterable[Request], done: Done) -> None:
         run = _Run(self._endpoint, self._meter, iter(requests), done)
-        asyncio.run(run.all(self._keys))
+        asyncio.run(run.all(self.keys))
         if run.stop is not None:
             raise run.stop
 
