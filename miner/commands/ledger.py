@@ -61,8 +61,31 @@ def gc(
     print(f"{found['unused']} of {found['answers']} answers are unused and {done}; `miner answers` takes them in again")
 
 
-def estimate(job_file: JobFile, set_: Overrides = None, as_json: AsJson = False) -> None:
+def estimate(
+    job_file: JobFile,
+    cluster: Annotated[
+        list[Path] | None, typer.Option("--cluster", help="Size the whole job for a cluster (YAML). Repeatable.")
+    ] = None,
+    passages: Annotated[
+        list[int] | None, typer.Option("--passages", min=1, help="With --cluster: so many, not the data. Repeatable.")
+    ] = None,
+    queries: Annotated[
+        int | None, typer.Option("--queries", min=1, help="With --passages; a tenth of them if not given.")
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="With --cluster: show the arithmetic.")] = False,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
     """Tell what the LLM stages will ask, take and cost, before the first paid call. Mines first where it must."""
+    if cluster:
+        from miner.commands import sizing_views
+
+        with resumable():
+            sizing_views.show(load(job_file, set_), cluster, passages or [], queries, explain, as_json)
+        return
+    for name, value in (("--passages", passages), ("--queries", queries), ("--explain", explain)):
+        if value:
+            raise UserError(f"{name} is about a cluster; add --cluster FILE.yaml, or take it out")
     with resumable():
         from miner import engine
         from miner import estimate as estimation
