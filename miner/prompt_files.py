@@ -77,23 +77,35 @@ def find(name: str, own: Path | None, task: Task | None = None) -> Prompt:
     """A prompt by name, by task/name where both tasks have the name, or by path. Raises UserError."""
     if name.endswith(".md"):
         return prompts.parse_file(Path(name), task)
+    found = places(name, own, task)
+    tasks = [one for one in prompts.TASKS if one in {path.parent.name for path in found}]
+    if len(tasks) > 1:
+        raise UserError(f"prompt {name}: there is a judge and a generator of that name; write judge/{name} or so")
+    return prompts.load(tasks[0], found[0].stem, own)
+
+
+def places(name: str, own: Path | None, task: Task | None = None) -> list[Path]:
+    """The file of a prompt as `find` takes it, perhaps a faulty one; one of each task where both have the name.
+
+    Raises UserError where there is none.
+    """
+    if name.endswith(".md"):
+        if not Path(name).is_file():
+            raise UserError(f"{name}: no such prompt file; check the path")
+        return [Path(name)]
     head, slash, tail = name.partition("/")
     wanted = [one for one in prompts.TASKS if task in (None, one) and (not slash or one == head)]
     short = tail if slash else name
-    there = [
-        one for one in wanted for root in (own, prompts.SHIPPED) if root and (root / one / f"{short}.md").is_file()
-    ]
-    tasks = list(dict.fromkeys(there))
-    if len(tasks) > 1:
-        raise UserError(f"prompt {name}: there is a judge and a generator of that name; write judge/{name} or so")
-    if not tasks:
-        known = sorted({entry.name for entry in listing(own) if entry.task in wanted})
-        close = difflib.get_close_matches(short, known, n=1)
-        raise UserError(
-            f"prompt {name!r}: no such {' or '.join(wanted) or 'task'} prompt; "
-            + (f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}")
-        )
-    return prompts.load(tasks[0], short, own)
+    roots = [root for root in (own, prompts.SHIPPED) if root]
+    by_task = [[path for root in roots if (path := root / one / f"{short}.md").is_file()] for one in wanted]
+    if found := [paths[0] for paths in by_task if paths]:
+        return found
+    known = sorted({entry.name for entry in listing(own) if entry.task in wanted})
+    close = difflib.get_close_matches(short, known, n=1)
+    raise UserError(
+        f"prompt {name!r}: no such {' or '.join(wanted) or 'task'} prompt; "
+        + (f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}")
+    )
 
 
 # ---------------------------------------------------------------- write

@@ -162,6 +162,30 @@ def test_lint_ends_with_1_on_an_error_and_with_strict_on_a_warning():
     assert data("lint", "graded.md", code=1)["graded.md"][0]["level"] == "error"
 
 
+def test_lint_takes_names_tasks_and_files_as_the_others_do():
+    call("new", "graded")
+    Path("prompts/judge/graded.md").write_text(graded().text.replace("temperature: 0", "temperature: 1"))
+    Path("prompts/generate").mkdir()
+    Path("prompts/generate/graded.md").write_text("---\nname: [\n")
+    shipped = str(prompts.SHIPPED / "judge/binary.md")
+    assert list(data("lint", "binary", shipped)) == [shipped]
+    (one,) = data("lint", "judge/graded")["prompts/judge/graded.md"]
+    assert one["message"].startswith("temperature is not 0"), "the own prompt, not the shipped one"
+    both = data("lint", "graded", code=1)
+    assert list(both) == ["prompts/judge/graded.md", "prompts/generate/graded.md"], "of a name all are checked"
+    assert [one["level"] for one in both["prompts/generate/graded.md"]] == ["error"], "a faulty file is told as one"
+
+
+@pytest.mark.parametrize("name", ["gradde", "judge/gradde", "none.md", "nobody/graded"])
+def test_lint_of_what_is_not_there_ends_as_the_others_do(name):
+    with pytest.raises(UserError) as lint:
+        call("lint", name)
+    with pytest.raises(UserError) as show:
+        call("show", name)
+    assert str(lint.value).partition(":")[0] == str(show.value).partition(":")[0], "both begin with the name"
+    assert "\n" not in str(lint.value)
+
+
 # ---------------------------------------------------------------- render
 
 

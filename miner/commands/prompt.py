@@ -97,16 +97,25 @@ def new(
 
 @app.command()
 def lint(
-    files: Annotated[list[Path] | None, typer.Argument(help="Prompt files; default: all of your own.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Prompts: NAME, judge/NAME, generate/NAME, or files; default: all.",
+            metavar="[NAME]...",
+            autocompletion=complete.prompts,
+        ),
+    ] = None,
     own: Own = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail on warnings too.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check prompt files: form, schema, fences, and what spoils caching. Exit code 1 where there is an error."""
+    """Check prompts: form, schema, fences, and what spoils caching. Exit code 1 where there is an error."""
     from miner import prompt_files
     from miner.commands import prompt_views
 
-    paths = files or [entry.path for entry in prompt_files.listing(_own(own)) if not entry.hidden]
+    folder = _own(own)
+    paths = [path for name in names or () for path in prompt_files.places(name, folder)]
+    paths = paths or [entry.path for entry in prompt_files.listing(folder) if not entry.hidden]
     found = {str(path): prompt_files.lint(path) for path in paths}
     if as_json:
         print_json({path: [one._asdict() for one in findings] for path, findings in found.items()})
