@@ -269,6 +269,10 @@ def test_what_does_not_fit_is_told(tmp_path, miner):
     assert "warning: retriever bm25: not sized" in shown
     assert "warning: search: " in shown
     assert "GB a node, which has 16" in shown
+    sizes = ("--passages", 1000, "--passages", 10_000_000)
+    several = miner("estimate", FOLDER / "job.yaml", "--cluster", file, *sizes).stdout
+    assert "warning: cluster, 10,000,000 passages: search: " in several
+    assert "cluster, 1,000 passages" not in several
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def show(job: Job, files: list[Path], passages: list[int], queries: int | None, 
     elif len(found) == 1:
         _print_stages(found[0])
     else:
-        print("\n".join(table(found)))
+        print("\n".join([*table(found), *_told(found)]))
     if explain and not as_json:
         for row in found:
             print("\n".join(["", *explained(row)]))
@@ -39,6 +39,15 @@ def table(found: list[Row]) -> list[str]:
     head += ["all h", "GB a worker", "disk GB", "dollars"]
     lines = [_line(head), _line(["---"] * len(head))]
     return lines + [_line(_cells(row, names)) for row in found]
+
+
+def _told(found: list[Row]) -> list[str]:
+    """The warnings, below the table."""
+    return [
+        f"warning: {row['cluster']['name']}, {row['work']['passages']:,} passages: {warning}"
+        for row in found
+        for warning in row["warnings"]
+    ]
 
 
 def _cells(row: Row, names: list[str]) -> list[str]:
