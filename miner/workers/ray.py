@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +33,7 @@ RETRIES = 8  # of a task whose worker or node was lost; a text that kills every 
 AHEAD = 2  # tasks that wait for each one that runs
 PIECE = 1024  # queries that travel together
 FAN = 8  # lists merged at once
+KNOCK_S = 10.0
 PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "HF_TOKEN")
 
 
@@ -51,6 +53,7 @@ def _join(ray: Any, engine: config.Engine) -> None:
     passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     how = {"include_dashboard": False} if engine.address == "local" else {}
     try:
+        _knock(engine.address)
         ray.init(
             address=engine.address,
             logging_level=logging.ERROR,
@@ -58,12 +61,24 @@ def _join(ray: Any, engine: config.Engine) -> None:
             runtime_env={"env_vars": passed},
             **how,
         )
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except (ConnectionError, ValueError, RuntimeError, OSError, ray.exceptions.RayError) as error:
+        if "token" in str(error):
+            raise UserError(
+                f"engine.address {engine.address}: the cluster asks for a token; set RAY_AUTH_MODE=token, and"
+                " RAY_AUTH_TOKEN to the one of its head (or copy its ~/.ray/auth_token)"
+            ) from None
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"engine.address {engine.address}: no Ray cluster there ({reason[:160]}); start one with"
             " `ray start --head`, or set it to local"
         ) from None
+
+
+def _knock(address: str) -> None:
+    """Ray itself asks for minutes. Raises OSError where nobody listens at HOST:PORT."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
 
 
 class Cluster:

@@ -1,0 +1,301 @@
+"""A job on a Ray cluster of real processes: a head and two worker nodes, each with one core, on loopback.
+
+What is compared is bytes: the same job done in one process and on the cluster, undisturbed and with nodes killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy
+import yaml
+
+from miner.store import tree_digest
+
+pytestmark = pytest.mark.ray
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "examples/library-docs"
+OBJECTS = 120_000_000  # bytes of each node's object store
+# Ray 2.60 starts a cluster that asks for a token, older ones do not read these. Set for every process of these tests.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+MINED = ("vectors", "index", "retrieved_dense", "candidates", "export")
+
+
+def family(pid: int) -> list[int]:
+    """A process and all below it."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found = [pid]
+    for one in found:
+        found += children.get(one, [])
+    return found
+
+
+class Node:
+    def __init__(self, *arguments: str) -> None:
+        command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus=1"]
+        command += [f"--object-store-memory={OBJECTS}", "--disable-usage-stats", *arguments]
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "RAY_DISABLE_DOCKER_CPU_WARNING": "1"}
+        self.process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def kill(self) -> None:
+        """As the power going: every process of the node at once."""
+        for pid in family(self.process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+class Cluster:
+    def __init__(self, workers: int = 2) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.folder = Path(tempfile.mkdtemp(prefix="mr", dir="/tmp"))  # short: Ray's sockets lie in it
+        self.address = f"127.0.0.1:{port}"
+        self.head = Node("--head", f"--port={port}", f"--temp-dir={self.folder}", "--include-dashboard=false")
+        self.workers: list[Node] = []
+        try:
+            for _ in range(workers):
+                self.add()
+        except BaseException:
+            self.close()
+            raise
+
+    def add(self) -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(self.address.split(":"), 1):
+                break
+            time.sleep(0.2)
+        time.sleep(1)
+        self.workers.append(Node(f"--address={self.address}"))
+        self.wait(len(self.workers) + 1)
+
+    def wait(self, nodes: int) -> None:
+        code = f"import ray; ray.init('{self.address}', logging_level=50, log_to_driver=False)"
+        code += "; print(int(ray.cluster_resources().get('CPU', 0)))"
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+            if done.stdout.strip() and int(done.stdout) >= nodes:
+                return
+        raise AssertionError(f"{nodes} nodes do not come up: {done.stderr}")
+
+    def close(self) -> None:
+        for node in (*self.workers, self.head):
+            node.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    running = Cluster()
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def call(environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    def run(job: Path, address: str | None, *more: str) -> subprocess.CompletedProcess[str]:
+        with started(job, address, environment, *more) as process:
+            out, err = process.communicate(timeout=400)
+        assert process.returncode == 0, err
+        return subprocess.CompletedProcess(process.args, 0, out, err)
+
+    return run
+
+
+def started(job: Path, address: str | None, environment: dict[str, str], *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "miner", "run", str(job), *more]
+    command += ["--engine", "ray", "--set", f"engine.address={address}"] if address else []
+    env = {name: value for name, value in environment.items() if name != "PYTHONWARNINGS"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def demo(folder: Path) -> Path:
+    if not (DEMO / "data/corpus.jsonl").is_file():
+        subprocess.run([sys.executable, str(DEMO / "build_corpus.py")], check=True)
+    shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns("*.job"))
+    return folder / "job.yaml"
+
+
+def large(folder: Path) -> Path:
+    """A dozen chunks of texts and 300 blocks of queries, cheap to encode: texts so long that most of each is cut."""
+    chance = random.Random(5)
+    words = ["granite", "basalt", "quartz", "marble", "slate", "shale", "flint", "chalk", "gneiss", "tuff"]
+    docs = [{"_id": f"d{n:04}", "title": "", "text": " ".join(chance.choices(words, k=12))} for n in range(900)]
+    docs += [{"_id": f"r{n:04}", "title": "rock", "text": " ".join(chance.choices(words, k=70_000))} for n in range(24)]
+    queries = [{"_id": f"q{n:04}", "text": " ".join(chance.choices(words, k=4))} for n in range(300)]
+    data = folder / "data"
+    toy.write_jsonl(data / "corpus.jsonl", docs)
+    toy.write_jsonl(data / "queries.jsonl", queries)
+    (data / "qrels").mkdir()
+    lines = ["query-id\tcorpus-id\tscore", *(f"q{n:04}\td{n:04}\t1" for n in range(300))]
+    (data / "qrels/train.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return toy.job(folder, mining={"depth": 20, "negatives": 3, "margin_relative": None, "block": 1})
+
+
+def digests(job: Path) -> dict[str, str]:
+    """Of every file that is compared, the cache's vectors and keys too, but not of what tells the time."""
+    home = job.with_suffix(".job")
+    return {
+        f"{part}/{name}": digest
+        for part in (*MINED, "vector_cache")
+        for name, digest in tree_digest(home / part).items()
+        if not name.endswith("stamp.json")
+    }
+
+
+@pytest.fixture(scope="module")
+def large_done(tmp_path_factory, call) -> Path:
+    job = large(tmp_path_factory.mktemp("large"))
+    call(job, None)
+    return job
+
+
+def twin(job: Path, folder: Path) -> Path:
+    """The same job, not begun."""
+    shutil.copytree(job.parent, folder, ignore=shutil.ignore_patterns("*.job"))
+    return folder / job.name
+
+
+def wait_for(process: subprocess.Popen[str], there: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 120
+    while not there():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf-flat"])
+def test_the_demo_is_the_same_to_the_byte(tmp_path, cluster, call, kind):
+    local, remote = demo(tmp_path / "local"), demo(tmp_path / "remote")
+    index = ("--set", f"mining.index.kind={kind}")
+    call(local, None, *index)
+    done = call(remote, cluster.address, *index)
+    assert digests(remote) == digests(local)
+    assert "ray: 3 nodes, 3 CPU cores, 0 GPUs" in done.stderr
+    assert "ray" not in done.stdout.lower()
+    again = call(remote, None, *index)
+    assert again.stderr.count(": fresh") >= 8, "what was begun on one goes on on the other"
+
+
+def test_a_node_is_killed_in_the_encoding(tmp_path, cluster, environment, large_done):
+    job = twin(large_done, tmp_path / "killed")
+    with started(job, cluster.address, environment) as process:
+        cache = job.with_suffix(".job") / "vector_cache"
+        wait_for(process, lambda: len(list(cache.rglob("*.keys.npy"))) >= 2)
+        cluster.workers[0].kill()
+        _, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    assert digests(job) == digests(large_done)
+
+
+def test_a_node_is_killed_in_the_search(tmp_path, cluster, environment, large_done):
+    job = twin(large_done, tmp_path / "killed")
+    with started(job, cluster.address, environment) as process:
+        home = job.with_suffix(".job")
+        wait_for(process, lambda: [p for p in home.rglob("part-00020.parquet") if "retrieved" in str(p)])
+        cluster.workers[0].kill()
+        lists = sum("retrieved" in str(part) for part in home.rglob("part-*.parquet"))
+        _, err = process.communicate(timeout=400)
+    assert lists < 300, "it was killed in the search"
+    assert process.returncode == 0, err
+    assert digests(job) == digests(large_done)
+
+
+def test_the_head_is_killed_and_the_next_run_goes_on(tmp_path, cluster, environment, call, large_done):
+    job = twin(large_done, tmp_path / "killed")
+    with started(job, cluster.address, environment) as process:
+        cache = job.with_suffix(".job") / "vector_cache"
+        wait_for(process, lambda: len(list(cache.rglob("*.keys.npy"))) >= 2)
+        cluster.head.kill()
+        out, err = process.communicate(timeout=200)
+    told = [line for line in err.splitlines() if line.startswith("miner: ")]
+    assert process.returncode == 5, (out, err)
+    assert len(told) == 1, err
+    assert "Traceback" not in err
+    call(job, None)
+    assert digests(job) == digests(large_done)
+    stamp = json.loads((job.with_suffix(".job") / "manifest.json").read_text())["steps"]["vectors"]
+    assert stamp["counts"]["passages"]["encoded"] < 924, "what was encoded before is not encoded again"
+
+
+SCRIPT = """
+import os, sys, time
+from miner import config
+from miner.errors import MinerError, UserError
+from miner.workers import ray as over
+
+def odd(number):
+    if number == 7: raise UserError("row 7 is poisoned; take it out")
+    return number
+
+def broken(number):
+    raise ZeroDivisionError("no such thing")
+
+def deadly(number):
+    if number == 3: os._exit(1)
+    return number
+
+def uneven(number):
+    time.sleep(4 if number == 0 else 0.2)
+    return number
+
+cluster = over.load(config.Engine(kind="ray", address=sys.argv[1]))
+for function in (odd, broken, deadly):
+    try:
+        print(list(cluster.tasks(function, ((n,) for n in range(12)))))
+    except MinerError as error:
+        print(type(error).__name__, error.exit_code, str(error))
+found = [number for number, _ in cluster.tasks(uneven, ((n,) for n in range(30)))]
+print("slow one at", found.index(0), sorted(found) == list(range(30)))
+cluster.close()
+"""
+
+
+def test_a_poisoned_row_is_told_and_a_slow_one_holds_nobody_up(cluster):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", SCRIPT, cluster.address]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "UserError 2 row 7 is poisoned; take it out", done.stderr
+    assert lines[1].startswith("ProviderStop 5 ray: a worker failed: ZeroDivisionError: no such thing")
+    assert lines[2].startswith("ProviderStop 5 ray: ")
+    assert "\n" not in lines[2]
+    place = int(lines[3].split()[3])
+    assert place >= 15, "those beside it went on"
+    assert lines[3].endswith("True")
+
+
+def test_no_cluster_is_one_line(tmp_path, environment):
+    job = toy.job(tmp_path)
+    config = yaml.safe_load(job.read_text())
+    job.write_text(yaml.safe_dump({**config, "engine": {"kind": "ray", "address": "127.0.0.1:9"}}))
+    with started(job, None, environment) as process:
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert err.splitlines()[-1].startswith("miner: engine.address 127.0.0.1:9: no Ray cluster there")
+    assert out == ""
