@@ -25,7 +25,7 @@ lint: .venv/done
 
 test: lint
 	$(BIN)/python $(DEMO)/build_corpus.py
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal --durations=15
 
 # Everything, the slow and heavy checks too: torch, FlagEmbedding and sentence-transformers come along, and the tests
 # marked live run where OPENAI_BASE_URL names a server.

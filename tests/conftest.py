@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import toy
+from forker import Forker
 from hypothesis import settings
 
 # No deadline: the machine may be busy. The same examples at every run: a red check can be repeated.
@@ -25,14 +27,30 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def miner(environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `miner ARGS` as a user would: a process of its own. check=True fails on another exit code than 0."""
+def forker(environment: dict[str, str]) -> Iterator[Forker]:
+    running = Forker(environment)
+    yield running
+    running.close()
 
-    def call(*args: object, check: bool = True, timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "miner", *map(str, args)]
-        done = subprocess.run(command, capture_output=True, text=True, env={**environment, **env}, timeout=timeout)
+
+@pytest.fixture(scope="session")
+def miner(environment: dict[str, str], forker: Forker) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `miner ARGS` as a user would: a process of its own. check=True fails on another exit code than 0.
+
+    fresh=True: a new interpreter with a seed of hash() of its own, and not one forked from forker.py's.
+    """
+
+    def call(
+        *args: object, check: bool = True, timeout: float = 300, fresh: bool = False, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        arguments, where = list(map(str, args)), {**environment, **env}
+        if fresh:
+            command = [sys.executable, "-m", "miner", *arguments]
+            done = subprocess.run(command, capture_output=True, text=True, env=where, timeout=timeout)
+        else:
+            done = forker.run(arguments, where, timeout)
         if check and done.returncode:
-            raise AssertionError(f"{command} exited {done.returncode}\n{done.stdout}\n{done.stderr}")
+            raise AssertionError(f"miner {arguments} exited {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done
 
     return call
@@ -43,6 +61,14 @@ def toy_key() -> Iterator[None]:
     """The key of the loopback servers, for what is called in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TOY_KEY", "sk-toy-secret")
+        yield
+
+
+@pytest.fixture(scope="module")
+def shared_vectors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Jobs of toy.job find their vectors in one folder: for modules that are about what comes after the encoder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy, "VECTORS", str(tmp_path_factory.getbasetemp() / "toy-vectors"))
         yield
 
 

@@ -22,6 +22,8 @@ from miner.llms import batch_files
 from miner.llms.recorded import RecordedBackend
 from miner.store import tree_digest
 
+pytestmark = pytest.mark.usefixtures("shared_vectors")
+
 NOWHERE = "http://127.0.0.1:9/v1"
 Line = dict[str, Any]
 
@@ -77,7 +79,7 @@ def online(tmp_path_factory, miner) -> Path:
     """A job answered online; its server is gone."""
     with Loopback() as server:
         job = make_job(tmp_path_factory.mktemp("answers") / "online", toy.llm(server.url))
-        miner("run", job)
+        miner("run", job, fresh=True)
     return job
 
 

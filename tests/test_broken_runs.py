@@ -24,6 +24,8 @@ from breaking import (
 )
 from loopback import Loopback
 
+pytestmark = pytest.mark.usefixtures("shared_vectors")
+
 # ---------------------------------------------------------------- after mining
 
 RECORDED = {**JUDGED, "llm": {"model": "toy", "backend": "recorded", "answers": "a.jsonl", "identity": "toy"}}

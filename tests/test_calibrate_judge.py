@@ -15,6 +15,8 @@ from miner import calibrate_judge, golden
 from miner.errors import UserError
 from miner.golden import Golden
 
+pytestmark = pytest.mark.usefixtures("shared_vectors")
+
 QUERIES, EACH = 60, 4  # so that the grade 0 alone, a pair of each query, bounds 5%
 
 

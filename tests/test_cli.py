@@ -1,4 +1,7 @@
-"""The command line as a process: help, output for people and for programs, exit codes."""
+"""The command line as a process: help, output for people and for programs, exit codes.
+
+At least one run of each kind is a fresh interpreter; what only looks at a finished job is forked (forker.py).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ def test_every_command_and_parameter_has_a_help_text(name):
 
 
 def test_the_help_lists_every_command(miner):
-    shown = miner("--help").stdout
+    shown = miner("--help", fresh=True).stdout
     for name in COMMANDS:
         assert re.search(rf"^  {name} +\w", shown, re.MULTILINE), name
     assert "--set" in miner("run", "--help").stdout
@@ -68,7 +71,7 @@ def test_the_help_loads_nothing_heavy_and_is_quick(environment):
 
 
 def test_the_version_needs_no_command(miner):
-    assert miner("--version").stdout == f"{package.__version__}\n"
+    assert miner("--version", fresh=True).stdout == f"{package.__version__}\n"
 
 
 # ---------------------------------------------------------------- init and schema
@@ -101,7 +104,7 @@ def job(tmp_path_factory, miner):
         text = f"The cat meows {HOSTILE}"
         corpus.write(json.dumps({"_id": "hostile\x1b[31m", "title": HOSTILE, "text": text}) + "\n")
     path = toy.job(folder)
-    done = miner("run", path)
+    done = miner("run", path, fresh=True)
     return path, done
 
 
@@ -223,7 +226,7 @@ def test_inspect_shows_judgments_and_what_was_generated(tmp_path, miner):
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(miner, arguments, told):
-    done = miner(*arguments, check=False)
+    done = miner(*arguments, check=False, fresh=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert told in done.stderr
     assert done.stderr.count("\n") == 1

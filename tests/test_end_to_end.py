@@ -13,6 +13,8 @@ from loopback import Loopback, grade, parts, sensible
 
 from miner.store import tree_digest
 
+pytestmark = pytest.mark.usefixtures("shared_vectors")
+
 JUDGED = {"judge": {"enabled": True, "pool": 5}, "generator": {"enabled": True, "max_share": 0.4}}
 
 
@@ -75,7 +77,8 @@ def test_two_folders_give_the_same_bytes(tmp_path, miner):
     with Loopback() as server:
         for name in ("one", "two"):
             (tmp_path / name).mkdir()
-            miner("run", toy.job(tmp_path / name, llm=toy.llm(server.url), **JUDGED))
+            job = toy.job(tmp_path / name, llm=toy.llm(server.url), vector_cache=None, **JUDGED)
+            miner("run", job, fresh=True)
             digests.append(tree_digest(tmp_path / name / "job.job/export"))
     assert digests[0] == digests[1]
     assert len(digests[0]) == 5

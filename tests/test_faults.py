@@ -534,7 +534,7 @@ def test_a_whole_job_ends_with_the_same_bytes(tmp_path, miner):
             folder = tmp_path / name
             folder.mkdir()
             job = toy.job(folder, llm=settings, judge={"enabled": True, "pool": 5})
-            miner("run", job)
+            miner("run", job, fresh=True)
             stats = server.stats()
         work: Path = job.with_suffix(".job")
         tables.append(pq.read_table(work / "judgments" / "judgments.parquet").to_pylist())

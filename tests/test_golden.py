@@ -20,6 +20,8 @@ from miner.errors import UserError
 from miner.golden import Golden
 from miner.golden_sample import Pooled
 
+pytestmark = pytest.mark.usefixtures("shared_vectors")
+
 
 def row(number: int = 0, **more: Any) -> dict[str, Any]:
     """A pair; three pairs to a query."""

@@ -57,7 +57,7 @@ def server() -> Iterator[Loopback]:
 def finished(tmp_path_factory, miner, server) -> Path:
     """A job that nobody disturbed."""
     job = kill_job(tmp_path_factory.mktemp("kill") / "finished", server.url)
-    miner("run", job)
+    miner("run", job, fresh=True)
     return job
 
 

@@ -17,6 +17,8 @@ from test_statuses import LOST, ODD
 
 from miner.store import tree_digest
 
+pytestmark = pytest.mark.usefixtures("shared_vectors")
+
 KEY = "sk-toy-secret"  # the key of conftest's environment
 
 
@@ -79,7 +81,7 @@ def test_a_run_that_gave_up_asks_only_the_missing_ones_next_time(tmp_path, miner
         again = {json.dumps(body, sort_keys=True) for body in server.bodies[len(asked) :]}
         assert again == lost
         assert len(server.bodies) == len(asked) + len(lost)
-        miner("run", toy_job(tmp_path / "well", server))
+        miner("run", toy_job(tmp_path / "well", server), fresh=True)
         assert server.peak <= 4
     assert tree_digest(job.with_suffix(".job") / "export") == tree_digest(tmp_path / "well/job.job/export")
     assert_no_key(job, first, second)

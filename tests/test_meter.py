@@ -14,6 +14,8 @@ from miner.config import Budget, Endpoint, Price
 from miner.errors import BudgetReached, UserError
 from miner.ledger import Answer, Charge, Ledger, Request, Usage
 
+pytestmark = pytest.mark.usefixtures("shared_vectors")
+
 PRICE = {"input": 1.0, "output": 4.0, "cached_input": 0.25}
 JUDGED = {"judge": {"enabled": True, "pool": 5}, "generator": {"enabled": True, "max_share": 0.5}}
 

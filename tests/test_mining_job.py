@@ -17,6 +17,8 @@ from loopback import Loopback
 
 from miner.store import tree_digest
 
+pytestmark = pytest.mark.usefixtures("shared_vectors")
+
 DENSE, BM25 = {"kind": "dense"}, {"kind": "bm25", "language": "en"}
 RUN = {"kind": "run", "name": "other", "file": "other.run"}
 FUSIONS = {
@@ -138,9 +140,9 @@ def killed(job: Path, environment: dict[str, str], writes: int) -> int:
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_killed_at_any_write_it_ends_with_the_same_bytes(tmp_path, miner, environment, fusion):
-    whole = mixed(tmp_path / "whole", fusion, mining={"max_uses": 2})
-    miner("run", whole)
-    broken = mixed(tmp_path / "broken", fusion, mining={"max_uses": 2})
+    whole = mixed(tmp_path / "whole", fusion, mining={"max_uses": 2}, vector_cache=None)
+    miner("run", whole, fresh=True)
+    broken = mixed(tmp_path / "broken", fusion, mining={"max_uses": 2}, vector_cache=None)
     rng = random.Random(fusion)
     deaths = [killed(broken, environment, rng.randrange(1, 14)) for _ in range(4)]
     assert deaths[0] == 137

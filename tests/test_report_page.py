@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import time
 from importlib import resources
 from pathlib import Path
 
@@ -20,11 +22,26 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 READY = "body[data-ready]"
 
 
+def settled(wait_s: float = 60) -> bool:
+    """Whether no Chromium is half installed: its command is there 20 s before all that it needs is configured."""
+    if shutil.which("dpkg-query") is None:
+        return True
+    asked = ["dpkg-query", "--show", "--showformat=${db:Status-Status}", "chromium"]
+    end = time.monotonic() + wait_s
+    while True:
+        told = subprocess.run(asked, capture_output=True, text=True)
+        if told.returncode or told.stdout in ("installed", "not-installed", "config-files"):
+            return True  # by dpkg, or by other means
+        if time.monotonic() > end:
+            return False
+        time.sleep(1)
+
+
 @pytest.fixture(scope="module")
 def browser():
     sync_api = pytest.importorskip("playwright.sync_api")
     found = next(filter(None, map(shutil.which, NAMES)), None)  # now, since it may be installed while tests run
-    if found is None:
+    if found is None or not settled():
         pytest.skip("no Chromium")
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_api.sync_playwright() as play:

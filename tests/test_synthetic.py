@@ -23,6 +23,8 @@ from miner.config import Endpoint, Generator
 from miner.stages import synthetic
 from miner.store import tree_digest
 
+pytestmark = pytest.mark.usefixtures("shared_vectors")
+
 ALL = ("requirement-violation", "counterfactual", "entity-swap", "topical", "near-miss-paraphrase", "partial-answer")
 FENCES = re.compile(r"=== ([A-Z ]+) [0-9a-f]{10} ===\n(.*?)\n(?==== )", re.DOTALL)
 VERBS = ("sings", "runs", "hides", "waits", "jumps", "rests", "plays", "drinks")
@@ -303,7 +305,7 @@ def test_kill_and_resume_give_the_same_bytes(tmp_path, miner, environment):
     with Loopback(server_reply, delay_s=0.03) as server:
         more = strategies(*ALL, samples=2)
         whole = job_of(tmp_path / "whole", server.url, more)
-        miner("run", whole)
+        miner("run", whole, fresh=True)
         job = job_of(tmp_path / "killed", server.url, more)
         folder = job.with_suffix(".job")
         start = len(server.bodies)

