@@ -30,7 +30,7 @@ from miner import (
 )
 from miner.config import Job, Retriever
 from miner.errors import UserError
-from miner.export_steps import described, run_decisions, run_export
+from miner.export_steps import described, publish, run_decisions, run_export
 from miner.job import JobFolder, Stamp
 from miner.ledger import Ledger, Request
 from miner.steps import Context, Done
@@ -198,7 +198,7 @@ def _decisions(run: Context) -> Inputs:
 
 def _export(run: Context) -> Inputs:
     vouched = {"judge.calibration": calibrate_judge.state(run)} if run.job.judge.enabled else {}
-    return _flat("export", run.job.export.model_dump()) | {
+    return _flat("export", run.job.export.model_dump(exclude={"copy_to"})) | {
         "negatives": run.job.mining.negatives,
         "card": described(run),
         **vouched,
@@ -227,8 +227,7 @@ def plan(job: Job) -> list[Step]:
         Step("decisions", ("candidates", *judged, *written), _decisions, run_decisions, format=4),
         Step("export", ("corpus", "candidates", *judged, *written, "decisions"), _export, run_export, format=4),
     ]
-    off = {"synthetic": not written, "synthetic_judgments": not written}
-    return [step for step in found if not off.get(step.name)]
+    return [step for step in found if written or not step.name.startswith("synthetic")]
 
 
 SEARCHERS = {
@@ -321,6 +320,7 @@ def advance(run: Context, until: str | None = None) -> list[Stamp]:
         if step.name == last:
             break
     write_manifest(run, stamps)
+    publish(run, last)
     return list(stamps.values())
 
 

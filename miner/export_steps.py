@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from miner import calibrate_judge, exporters, generate_steps, store
+from miner import calibrate_judge, exporters, generate_steps, store, urls
 from miner.card import card
 from miner.config import Job
 from miner.exporters import scores, split
@@ -108,6 +108,13 @@ def run_export(run: Context, work: Path) -> Done:
     told["scores"] |= _spread(scores.survey(export.run(_parts(run, COLUMNS), texts, rules._replace(dev=None))))
     store.write_text(work / "README.md", card(told))
     return Done(counts)
+
+
+def publish(run: Context, last: str) -> None:
+    """Copy the finished export to `export.copy_to`, where the run came so far."""
+    where = run.job.export.copy_to
+    if where is not None and last == "export":
+        urls.publish(run.folder.step("export"), where, run.folder.root / "copied.json")
 
 
 def _texts(run: Context) -> export.Texts:
@@ -255,7 +262,7 @@ def facts(run: Context, survey: scores.Survey, counts: Facts, files: list[export
         },
         "reproduce": {
             "miner": importlib.metadata.version("miner"),
-            "job": store.digest(_portable(run.job.model_dump(mode="json"))),
+            "job": store.digest(_portable(run.job.model_dump(mode="json", exclude={"engine"}))),
             "data": corpus.hash,
             "seed": run.job.seed,
         },
@@ -290,7 +297,18 @@ def _prompts(run: Context) -> list[dict[str, str]]:
 
 
 # Where things lie and how they are reached changes no file.
-_PLACES = ("job", "vector_cache", "previous", "prompts", "base_url", "api_key", "answers", "replicas", "prices")
+_PLACES = (
+    "job",
+    "vector_cache",
+    "previous",
+    "prompts",
+    "base_url",
+    "api_key",
+    "answers",
+    "replicas",
+    "prices",
+    "copy_to",
+)
 
 
 def _portable(value: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from miner import encoders, firewall, ledger_shards, llms, progress, prompts, readers, store, workers
+from miner import encoders, firewall, ledger_shards, llms, progress, prompts, readers, store, urls, workers
 from miner.config import Endpoint, Job
 from miner.encoders.precomputed import Precomputed
 from miner.job import JobFolder
@@ -43,6 +43,9 @@ class Context:
     closing: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
+        if urls.is_url(self.job.data.path) or urls.is_url(self.job.data.corpus):
+            data = urls.fetched(self.job.data, self.folder.root / "fetched")
+            self.job = self.job.model_copy(update={"data": data})
         if self.job.engine.kind == "ray" and self.backend is llms.load:
             self.backend = self._on_cluster
 

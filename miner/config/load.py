@@ -113,7 +113,7 @@ def _absolute(job: Job, file: Path) -> Job:  # noqa: C901 - one small function f
     base = file.resolve().parent
 
     def local(value: str | None, must_exist: bool = True) -> str | None:
-        if value is None or value.startswith("package:"):
+        if value is None or value.startswith("package:") or "://" in value:
             return value
         try:
             path = base / Path(value).expanduser()

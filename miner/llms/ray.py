@@ -59,7 +59,7 @@ class _OnWorker(Meter):
     def begin(self, limited: bool, repeats_cost: bool) -> None:
         self.limited, self.repeats_cost = limited, repeats_cost
         self.became: dict[str, str] = {}
-        self.spent: Counter[str] = Counter()
+        self.spent = dict[str, float]()
 
     def reserve(self, request: Request, batched: bool = False) -> None:
         before = self.became.get(request.key)
@@ -77,7 +77,8 @@ class _OnWorker(Meter):
     def settle(self, request: Request, answer: Answer) -> None:
         usage = self.usage(answer)
         self.became.pop(request.key, None)
-        self.spent.update(requests=1, tokens=usage.prompt + usage.completion, cost=usage.cost or 0)
+        took = {"requests": 1, "tokens": usage.prompt + usage.completion, "cost": usage.cost or 0.0}
+        self.spent = {name: self.spent.get(name, 0.0) + amount for name, amount in took.items()}
 
     @property
     def reserved(self) -> bool:
@@ -113,7 +114,7 @@ class Asker:
             if key not in found:
                 found[key] = _told(key, None, self._meter.became.get(key, "unsent"))
         meter = self._meter
-        end = {"stop": stop, "tries": meter.tries, "throttled": meter.throttled, "spent": dict(meter.spent)}
+        end = {"stop": stop, "tries": meter.tries, "throttled": meter.throttled, "spent": meter.spent}
         return {"row": [*(json.dumps(found[key]) for key in asked), json.dumps(end)]}
 
     def _ask(self, asked: dict[str, Any], found: dict[str, Any], shard: Path | None) -> list[str]:
