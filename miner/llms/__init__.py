@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
@@ -18,6 +19,7 @@ from miner.meter import Meter
 from miner.prompts import Prompt, read_answer
 from miner.store import digest
 
+log = logging.getLogger("miner")
 BACKENDS = {
     "openai": "miner.llms.openai",
     "openai-batch": "miner.llms.openai_batch",
@@ -59,6 +61,11 @@ def load(endpoint: Endpoint, meter: Meter, engine: Engine | None = None) -> Back
     if engine is not None and engine.kind == "ray" and endpoint.backend == "openai":
         asked_by_workers: Backend = importlib.import_module("miner.llms.ray").load(endpoint, meter, engine)
         return asked_by_workers
+    if engine is not None and engine.kind == "ray" and endpoint.backend == "vllm":
+        log.warning(
+            "ray: backend vllm runs in this process alone; to spread it, start `vllm serve` on the cluster's machines"
+            " and name them in llm.replicas, with backend openai"
+        )
     backend: Backend = importlib.import_module(BACKENDS[endpoint.backend]).load(endpoint, meter)
     return backend
 

@@ -11,6 +11,9 @@ Money: the driver reserves each request once before it is sent, and settles it w
 second reservation: under a budget it hands back what needs another try, which the driver reserves anew. Requests that
 are in flight on a worker that dies may be charged twice by the server. Of these, none are counted twice. A greeting
 of a failing server (4 tokens) is counted after it.
+
+Backend vllm is not spread: the rows of ray's vLLMEngineProcessorConfig carry no finish_reason (2.60), so an answer that
+was cut off could not be told from a whole one. Servers on the cluster's machines (llm.replicas) are the way for it.
 """
 
 from __future__ import annotations
