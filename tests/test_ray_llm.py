@@ -131,7 +131,7 @@ def test_the_same_bytes_as_the_local_engine_and_no_key_anywhere(mined, tmp_path,
         done = miner("run", job)
         assert files(job) == local[0]
         assert asked(server) == local[1]
-        assert {h["Authorization"] for h in server.headers} == {"Bearer sk-toy-secret"}
+        assert {h["authorization"] for h in server.headers} == {"Bearer sk-toy-secret"}
     assert not list(job.with_suffix(".job").glob("ledger_shards/*.jsonl"))
     assert "sk-toy" not in done.stdout + done.stderr
     places = [p for root in (cluster.folder, tmp_path) for p in root.rglob("*") if p.is_file()]
