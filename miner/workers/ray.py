@@ -7,6 +7,7 @@ the extras of the job, and a model that is a folder at the same path.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import pickle
@@ -50,6 +51,7 @@ def load(engine: config.Engine) -> Cluster:
 def _join(ray: Any, engine: config.Engine) -> None:
     # What goes wrong comes as an exception; the core's own lines would run through the progress.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    _off_stdout()
     passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     how = {"include_dashboard": False} if engine.address == "local" else {}
     try:
@@ -72,6 +74,12 @@ def _join(ray: Any, engine: config.Engine) -> None:
             f"engine.address {engine.address}: no Ray cluster there ({reason[:160]}); start one with"
             " `ray start --head`, or set it to local"
         ) from None
+
+
+def _off_stdout() -> None:
+    """Ray tells of lost workers on stdout, where the command's result stands, and has no option against it."""
+    inner: Any = importlib.import_module("ray._private.worker")
+    inner.print_to_stdstream = lambda data, **_: log.debug("ray: %s", " ".join(map(str, data["lines"])))
 
 
 def _knock(address: str) -> None:
