@@ -7,13 +7,15 @@ from a second reading, as far as the last row that is shown.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from miner import audit_checks, audit_tables, encoders, firewall, style
+from miner import audit_checks, audit_tables, encoders, firewall, languages, style
 from miner.audit_checks import Findings, Hit, Lengths, Log, Sample, Settings
+from miner.bounds import exact_interval
 from miner.config import Firewall, Job
 from miner.defects import DEFECTS, SEVERITIES
 from miner.errors import UserError
@@ -22,7 +24,7 @@ from miner.readers import training
 from miner.readers.training import Source
 
 BATCH = 512
-LENGTH_DIFFERENCE, FALSE_NEGATIVES, RANDOM = 0.5, 0.05, 0.25
+LENGTH_DIFFERENCE, FALSE_NEGATIVES, RANDOM, DRIFT = 0.5, 0.05, 0.25, 0.02
 Read = tuple[int, Example, list[bytes]]
 
 
@@ -196,7 +198,9 @@ def _measure(scan: _Scan, options: Options, encoder: encoders.Encoder | None) ->
     measured["style"] = {**vars(told), "features": told.features[:6]} if told.verdict != "too_few" else vars(told)
     if told.verdict in ("warn", "refuse"):
         scan.found.add("D02", -1, value=_style_line(told))
-    lines = [_length_line(measured["lengths"]), _script_line(measured["scripts"]), f"style: {_style_line(told)}"]
+    measured["languages"] = _languages(scan, sample)
+    lines = [_length_line(measured["lengths"]), _script_line(measured["scripts"]), _language_line(measured)]
+    lines.append(f"style: {_style_line(told)}")
     if options.job is not None:
         lines += _estimate(scan, sample, options, encoder, measured)
     return _finite(measured), lines
@@ -233,6 +237,40 @@ def _length_line(found: dict[str, Any]) -> str:
 def _script_line(found: dict[str, dict[str, int]]) -> str:
     parts = [f"{name} {', '.join(f'{script} {n:,}' for script, n in counts.items())}" for name, counts in found.items()]
     return f"scripts: {'; '.join(parts)}"
+
+
+def _languages(scan: _Scan, sample: list[tuple[bytes, audit_checks.Group]]) -> dict[str, Any] | None:
+    """Counts by role in the sampled queries, one positive and one negative of each, and the share of the negatives that
+    are in none of the languages of their query's positives; None without the extra.
+    """
+    if not languages.installed():
+        return None
+    counts: list[Counter[str]] = [Counter(), Counter(), Counter()]
+    told, other = 0, Counter[str]()
+    for key, group in sample:
+        spoken = {languages.language(text) for text in group.positives} - {""}
+        negative = languages.language(group.negatives[key[-1] % len(group.negatives)])
+        one = languages.language(group.positives[0])
+        for role, name in ((QUERY, languages.language(group.query)), (POSITIVE, one), (NEGATIVE, negative)):
+            counts[role][name or "not told"] += 1
+        if spoken and negative:
+            told += 1
+            other[negative] += negative not in spoken
+    low, high = exact_interval(other.total(), told) if told else (0.0, 1.0)
+    drift = {"negatives": told, "share": other.total() / told if told else None, "low": low, "high": high}
+    if low > DRIFT:
+        named = ", ".join(f"{name} {count}" for name, count in other.most_common(5) if count)
+        scan.found.add("D06", -1, value=f"{_interval(drift)} of {told} sampled: {named}")
+    return {name: dict(count.most_common(5)) for name, count in zip(ROLES, counts, strict=True)} | {"drift": drift}
+
+
+def _language_line(measured: dict[str, Any]) -> str:
+    found = measured["languages"]
+    if found is None:
+        return f"languages: not told apart; {languages.HINT}"
+    parts = [f"{name} {', '.join(f'{code} {n:,}' for code, n in found[name].items()) or 'none'}" for name in ROLES]
+    drift = found["drift"]
+    return f"languages: {'; '.join(parts)}; negatives unlike their positives {_interval(drift)} of {drift['negatives']}"
 
 
 def _style(sample: list[tuple[bytes, audit_checks.Group]], seed: int) -> style.Style:

@@ -94,6 +94,7 @@ DEFECTS = {
     "D03": Defect("warning", "negatives closer to the query than its positive: estimate of false negatives"),
     "D04": Defect("warning", "negatives that the judge finds relevant: estimate of false negatives"),
     "D05": Defect("warning", "negatives no closer to the query than random passages: padding, or too deep"),
+    "D06": Defect("warning", "negatives in another language than the positives of their query"),
 }
 
 MAX_CHARS = 20_000

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -417,11 +419,34 @@ def test_pairs_and_lists_train_a_cross_encoder_a_step(forms, tmp_path, name, los
 
 # ---------------------------------------------------------------- Tevatron and BEIR, where they are installed
 
+TEVATRON = "TEVATRON_SOURCE"
 
-def test_current_tevatron_reads_every_item(forms):
-    """Its data set class, from ids to texts; needs Tevatron's main branch, which no registry has."""
-    dataset = pytest.importorskip("tevatron.retriever.dataset")
-    arguments_ = importlib.import_module("tevatron.retriever.arguments")
+
+@pytest.fixture
+def tevatron(monkeypatch):
+    """tevatron("retriever.dataset") -> that module of the checkout of Tevatron's main branch, which no registry has.
+
+    PyPI's 0.1.0 has the same package name, so neither may be left among the loaded modules.
+    """
+    folder = os.environ.get(TEVATRON)
+    if not folder:
+        pytest.skip(f"{TEVATRON} names no checkout of github.com/texttron/tevatron")
+    source = Path(folder) / "src"
+    assert (source / "tevatron/retriever/dataset.py").is_file(), f"{TEVATRON}={folder}: no Tevatron of 2024 or later"
+    monkeypatch.syspath_prepend(source)
+    _forget_tevatron()
+    yield lambda name: importlib.import_module(f"tevatron.{name}")
+    _forget_tevatron()
+
+
+def _forget_tevatron() -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "tevatron"]:
+        del sys.modules[name]
+
+
+def test_current_tevatron_reads_every_item(forms, tevatron):
+    """Its data set class, from ids to texts."""
+    dataset, arguments_ = tevatron("retriever.dataset"), tevatron("retriever.arguments")
     by_folder = {"dataset_name": str(forms / "tevatron"), "corpus_name": str(forms / "tevatron-corpus")}
     by_file = {"dataset_name": "json", "dataset_path": str(forms / "tevatron/train.jsonl")}
     by_file |= {"corpus_name": "json", "corpus_path": str(forms / "tevatron-corpus/corpus.jsonl")}
@@ -438,9 +463,8 @@ def test_current_tevatron_reads_every_item(forms):
             assert sorted(p[0] for p in passages[1:]) == sorted(texts[d] for d in row["negative_document_ids"])
 
 
-def test_current_tevatron_reads_the_older_form(forms):
-    dataset = pytest.importorskip("tevatron.retriever.dataset")
-    arguments_ = importlib.import_module("tevatron.retriever.arguments")
+def test_current_tevatron_reads_the_older_form(forms, tevatron):
+    dataset, arguments_ = tevatron("retriever.dataset"), tevatron("retriever.arguments")
     path = forms / "tevatron-legacy.jsonl"
     args = arguments_.DataArguments(dataset_name="json", dataset_path=str(path), train_group_size=1 + NEGATIVES)
     data = dataset.TrainDataset(args, trainer=epoch_zero())
