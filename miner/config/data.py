@@ -57,7 +57,7 @@ class Data(Model):
     path: str = Field(
         min_length=1,
         description="BEIR folder, JSONL/CSV/Parquet file (.gz accepted), saved data set or hub id; or the URL of a"
-        " folder or file (s3://, gs://, …)."
+        " folder or file (s3://, gs://, …).",
     )
     format: Literal["auto", "beir", "flagembedding", "pairs", "datasets"] = Field(
         "auto", description="How to read `path`; auto decides by what lies there."
