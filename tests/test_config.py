@@ -74,7 +74,9 @@ DEFAULTS = {
     },
     "export": {"formats": ["flagembedding", "st-ntuple", "st-triplet"], "min_negatives": 1, "positives": "together"}
     | {"prompt": "", "scores": True, "score_of": "retriever", "score_scale": "raw", "compression": "none"}
-    | dict.fromkeys(["max_negatives", "ntuple_negatives", "rows_per_shard", "name", "license", "license_note"], None)
+    | dict.fromkeys(
+        ["max_negatives", "ntuple_negatives", "rows_per_shard", "name", "license", "license_note", "copy_to"], None
+    )
     | {"dev_share": 0.0, "language": []},
     "seed": 13,
     "previous": None,
