@@ -97,7 +97,7 @@ def run(
 ) -> None:
     """Run the job: every step that is not fresh. Started again, it goes on where it stopped."""
     if dry_run:
-        _dry_run(job_file, set_, as_json)
+        _dry_run(job_file, _at(set_, engine), as_json)
     else:
         _advance(job_file, _at(_vouched(set_, uncalibrated), engine), until, as_json, retry_failed)
 

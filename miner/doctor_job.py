@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from miner import encoders, llms, meter, prompts, provider, readers
+from miner import encoders, llms, meter, prompts, provider, readers, urls
 from miner.config import Endpoint, Job, Replica, secret
 from miner.config.base import ENV
 from miner.doctor import Check, offline_by_environment
@@ -23,6 +23,7 @@ from miner.errors import UserError
 from miner.llms import structured
 
 TIMEOUT_S = 30.0
+FETCHED = "fetched when the job runs, and not asked here"
 TINY = 8  # tokens of the answer to the greeting
 
 
@@ -74,13 +75,7 @@ def _replicas(endpoint: Endpoint) -> tuple[Replica, ...]:
 
 def files(job: Job) -> Iterator[Check]:
     """Data, vectors, earlier jobs and the lock."""
-    try:
-        kind = readers.detect(job.data)
-        yield Check(
-            "job", "data", "ok", f"{job.data.path} ({kind}{'' if Path(job.data.path).exists() else ', hub id'})"
-        )
-    except UserError as error:
-        yield Check("job", "data", "fail", str(error), "set data.path; paths count from the job file")
+    yield _data(job)
     named = {
         "data.corpus": job.data.corpus,
         "previous": job.previous,
@@ -89,7 +84,9 @@ def files(job: Job) -> Iterator[Check]:
     named |= {f"data.firewall.{number}": wall.path for number, wall in enumerate(job.data.firewall)}
     named |= {f"retriever {one.name or one.kind}": one.file for one in job.mining.retrievers}
     for name, path in named.items():
-        if path is not None:
+        if path is not None and urls.is_url(path):
+            yield Check("job", name, "ok", f"{path}: {FETCHED}")
+        elif path is not None:
             there = Path(path).exists()
             remedy = "" if there else f"make it, or correct {name}; paths count from the job file"
             yield Check("job", name, "ok" if there else "fail", path if there else f"{path}: not there", remedy)
@@ -99,6 +96,17 @@ def files(job: Job) -> Iterator[Check]:
         local = Check("job", "teacher", "ok", f"{model}: a local folder")
         yield local if at_hand else _from_hub("teacher", model, job.teacher.revision)
     yield _lock(Path(job.job or "."))
+
+
+def _data(job: Job) -> Check:
+    path = job.data.path
+    if urls.is_url(path):
+        return Check("job", "data", "ok", f"{path}: {FETCHED}")
+    try:
+        kind = readers.detect(job.data)
+    except UserError as error:
+        return Check("job", "data", "fail", str(error), "set data.path; paths count from the job file")
+    return Check("job", "data", "ok", f"{path} ({kind}{'' if Path(path).exists() else ', hub id'})")
 
 
 def _encoder(job: Job) -> Check:

@@ -83,6 +83,7 @@ def _fetch(key: str, url: str, folder: Path) -> Path:
         return target
     if known != there:
         log.info("%s: fetching %d files of %s", key, len(there), url)
+        listing.unlink(missing_ok=True)  # a copy that is half of one version and half of another is none
         with _telling(key, url):
             _get_all(fs, root, there, target, known or {})
         store.write_json(listing, there)

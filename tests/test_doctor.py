@@ -302,3 +302,11 @@ def test_the_hub_is_asked_by_its_own_address(monkeypatch):
     assert (found.state, "does not answer" in found.value) == ("warn", True)
     monkeypatch.setenv("HF_ENDPOINT", "nonsense")
     assert doctor.hub(True).state == "warn"
+
+
+def test_data_at_a_url_is_not_called_missing(miner, tmp_path):
+    file = job(tmp_path, "http://127.0.0.1:9/v1")
+    where = (tmp_path / "data").as_uri()
+    found = checks(miner("doctor", file, "--set", f"data.path={where}", "--offline", "--no-ask", "--json", check=False))
+    assert found["job", "data"]["state"] == "ok"
+    assert found["job", "data"]["value"].startswith(f"{where}: fetched when the job runs")

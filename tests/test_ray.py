@@ -193,13 +193,15 @@ def wait_for(process: subprocess.Popen[str], there: Callable[[], Any]) -> None:
 def test_the_demo_is_the_same_to_the_byte(tmp_path, cluster, call, kind):
     local, remote = demo(tmp_path / "local"), demo(tmp_path / "remote")
     index = ("--set", f"mining.index.kind={kind}")
+    if kind != "flat":  # other candidates than those whose answers were recorded
+        index += ("--until", "mine")
     call(local, None, *index)
     done = call(remote, cluster.address, *index)
     assert digests(remote) == digests(local)
     assert "ray: 3 nodes, 3 CPU cores, 0 GPUs" in done.stderr
     assert "ray" not in done.stdout.lower()
     again = call(remote, None, *index)
-    assert again.stderr.count(": fresh") >= 8, "what was begun on one goes on on the other"
+    assert again.stderr.count(": fresh") >= (8 if kind == "flat" else 5), "what was begun on one goes on on the other"
 
 
 def test_a_node_is_killed_in_the_encoding(tmp_path, cluster, environment, large_done):

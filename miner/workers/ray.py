@@ -107,7 +107,7 @@ class Cluster:
         if settings.remote:  # a server does the work
             return encoders.load(settings, token_outputs)
         own = settings.model_copy(update={"threads": max(1, int(self._engine.cpus))})
-        return _Encoders(self, encoders.load, (own, token_outputs), settings)
+        return _Encoders(self, encoders.load, (own, token_outputs))
 
     def teacher(self, settings: config.Teacher) -> Teacher:
         return _Teachers(self, teachers.load, (settings,))
@@ -200,12 +200,6 @@ class _Many:
 
 
 class _Encoders(_Many):
-    def __init__(
-        self, cluster: Cluster, make: Callable[..., Any], arguments: tuple[Any, ...], settings: config.Encoder
-    ) -> None:
-        super().__init__(cluster, make, arguments)
-        self._settings = settings
-
     @property
     def dimension(self) -> int:
         return int(self.encode(["x"], "passage").shape[1])
