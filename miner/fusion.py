@@ -28,6 +28,9 @@ def fuse(lists: list[Ranked], weights: list[float], method: str, k: int) -> Fuse
     """rrf: sum of weight/(k + rank) (Cormack et al. 2009). weighted: sum of weight times the score scaled to 0..1 in
     the query's list, a flat list counting 1 (a convex combination, Bruch et al. 2023). union: by turns, by best rank,
     then by the order of the retrievers. One retriever alone keeps its order."""
+    if len(lists) == 1:
+        query, row, rank, score = lists[0]
+        return Fused(query, row, rank.astype(np.int32)[:, None], score[:, None], -rank.astype(float))
     base = 1 + max((int(rows.max(initial=-1)) for _, rows, _, _ in lists), default=-1)
     keys, place = np.unique(np.concatenate([q * base + r for q, r, _, _ in lists]), return_inverse=True)
     ranks = np.zeros((len(keys), len(lists)), np.int32)
@@ -45,7 +48,7 @@ def fuse(lists: list[Ranked], weights: list[float], method: str, k: int) -> Fuse
 
 def _value(lists: list[Ranked], place: Array, ranks: Array, weights: list[float], method: str, k: int) -> Array:
     there = ranks > 0
-    if method == "union" or len(lists) == 1:
+    if method == "union":
         # Best rank first; of equal best ranks, the first retriever's.
         best = np.where(there, ranks, np.iinfo(np.int32).max)
         return np.asarray(-(best.min(axis=1) * float(len(lists)) + best.argmin(axis=1)))

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from miner import numbering, progress, searchers, store, teachers
+from miner import behind, numbering, progress, searchers, store, teachers
 from miner.config import Mining, Retriever
 from miner.fusion import Fused
 from miner.numbering import Block, Numbered
@@ -27,11 +27,17 @@ from miner.steps import Context, Done
 from miner.vector_cache import VectorCache
 
 Array = np.ndarray[Any, Any]
+Refusals = list[tuple[str, Array]]
 
 
 def world_of(run: Context) -> Numbered:
-    passages, queries, qrels = (run.table("corpus", name) for name in ("passages", "queries", "qrels"))
-    return numbering.number(passages, queries, qrels, run.job.data.relevant_from)
+    """Kept for the next step; `run_candidates`, the last of those that need it, lets it go."""
+    stamp = run.folder.stamp("corpus")
+    key = (stamp.hash if stamp else "", run.job.data.relevant_from)
+    if run.numbered is None or run.numbered[0] != key:
+        passages, queries, qrels = (run.table("corpus", name) for name in ("passages", "queries", "qrels"))
+        run.numbered = key, numbering.number(passages, queries, qrels, run.job.data.relevant_from)
+    return run.numbered[1]
 
 
 def _vectors(run: Context) -> tuple[Array, Array]:
@@ -72,14 +78,22 @@ def run_retrieved(run: Context, work: Path, retriever: Retriever, build: Build) 
     depth = run.job.mining.window(retriever)[0]
     searcher = None
     rows = 0
-    with progress.bar(f"search {retriever.label}", world.queries.num_rows, "queries") as tick:
+
+    def finish(part: Path, block: Block, found: retrieved.Found | None) -> None:
+        nonlocal rows
+        if found is not None:
+            store.write_table(part, retrieved.listed(world, block, *found, depth))
+        rows += store.count_rows(part)
+        tick(block.size)
+
+    with progress.bar(f"search {retriever.label}", world.queries.num_rows, "queries") as tick, behind.writer() as later:
         for number, block in blocks_of(run, world.queries.num_rows):
             part = work / f"part-{number}.parquet"
+            found = None
             if not part.is_file():
                 searcher = searcher or build(run, world, retriever)
-                store.write_table(part, retrieved.run(world, block, searcher, depth))
-            rows += store.count_rows(part)
-            tick(block.size)
+                found = retrieved.search(world, block, searcher, depth)
+            later(finish, part, block, found)
     return Done({"rows": rows})
 
 
@@ -146,20 +160,32 @@ def run_candidates(run: Context, work: Path) -> Done:
     refuse = _content(run, world, vectors)
     draw = candidates.Draw(run.job.pool_size, run.job.seed, np.zeros(len(world.passages), np.int64), vectors[0])
     counts: Counter[str] = Counter()
-    with progress.bar("select", world.queries.num_rows, "queries") as tick:
+
+    def weighed() -> Iterator[tuple[str, Block, tuple[Fused, candidates.Scores, Refusals] | None]]:
         for number, block in blocks_of(run, world.queries.num_rows):
-            part = work / f"part-{number}.parquet"
-            if part.is_file():
-                _count_uses(draw.used, part, world)
+            if (work / f"part-{number}.parquet").is_file():
+                yield number, block, None
+                continue
+            found = _fused(run, number, block)
+            scores = _scores(run, world, block, found, vectors, number)
+            yield number, block, (found, scores, refuse(block, found.query, found.row))
+
+    def finish(number: str, block: Block, tables: tuple[pa.Table, pa.Table] | None) -> None:
+        part = work / f"part-{number}.parquet"
+        if tables is not None:
+            store.write_table(work / f"positives-{number}.parquet", tables[1])
+            store.write_table(part, tables[0])
+        counts.update(_reason_counts(part))
+        tick(block.size)
+
+    with progress.bar("select", world.queries.num_rows, "queries") as tick, behind.writer() as later:
+        for number, block, parts in behind.ahead(weighed()):
+            if parts is None:
+                _count_uses(draw.used, work / f"part-{number}.parquet", world)
+                later(finish, number, block, None)
             else:
-                found = _fused(run, number, block)
-                scores = _scores(run, world, block, found, vectors, number)
-                refusals = refuse(block, found.query, found.row)
-                table, positives = candidates.run(world, block, found, scores, refusals, run.job.mining, draw)
-                store.write_table(work / f"positives-{number}.parquet", positives)
-                store.write_table(part, table)
-            counts.update(_reason_counts(part))
-            tick(block.size)
+                later(finish, number, block, candidates.run(world, block, *parts, run.job.mining, draw))
+    run.numbered = None
     pooled = counts.pop("", 0)
     return Done({"candidates": pooled + counts.total(), "pool": pooled, "dropped": dict(sorted(counts.items()))})
 
@@ -185,9 +211,6 @@ def eligible(run: Context, world: Numbered, mining: Mining) -> Iterator[tuple[Ar
         rows = rows[np.isin(found.query[rows], world.positives_of(block)[:, 0])]
         rank, score, lowest = (table.column(name).to_numpy()[rows] for name in ("rank", which, f"positive_{which}"))
         yield block.low + found.query[rows], found.row[rows], rank, score, lowest
-
-
-Refusals = list[tuple[str, Array]]
 
 
 def _content(run: Context, world: Numbered, vectors: tuple[Array, Array]) -> Callable[[Block, Array, Array], Refusals]:
@@ -223,7 +246,7 @@ def _content(run: Context, world: Numbered, vectors: tuple[Array, Array]) -> Cal
 
 
 def _reason_counts(part: Path) -> dict[str, int]:
-    counted = store.read_table(part, ["reason"]).column("reason").cast(pa.string()).value_counts()
+    counted = store.read_table(part, ["reason"]).column("reason").combine_chunks().value_counts()
     return {str(row["values"]): int(row["counts"]) for row in counted.to_pylist()}
 
 

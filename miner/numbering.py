@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from miner.ranking import among
 from miner.records import fold, texts
 
 Array = np.ndarray[Any, Any]
@@ -34,7 +36,7 @@ class Numbered:
     """positives: int64[m, 3], (query row, passage row, relevance), sorted by query, then passage.
 
     Passages with the same `copy_class` have the same text after case-folding and white space; `query_class` is the
-    class of the passages that repeat the query's text, -1 where there are none. Hashes are of ids.
+    class of the passages that repeat the query's text, -1 where there are none.
     """
 
     passages: pa.Table
@@ -42,9 +44,17 @@ class Numbered:
     positives: Array
     copy_class: Array
     class_size: Array
-    doc_hash: Array
     query_class: Array
-    query_hash: Array
+
+    @cached_property
+    def doc_hash(self) -> Array:
+        """uint64[passages]: of the ids."""
+        return _hashes(self.passages.column("doc_id").to_pylist())
+
+    @cached_property
+    def query_hash(self) -> Array:
+        """uint64[queries]: of the ids."""
+        return _hashes(self.queries.column("query_id").to_pylist())
 
     def positives_of(self, block: Block) -> Array:
         """int64[p, 3]: the rows of `positives` of a block, the query counted from block.low."""
@@ -64,9 +74,7 @@ def number(passages: pa.Table, queries: pa.Table, qrels: pa.Table, relevant_from
         positives=_positive_rows(passages, queries, qrels, relevant_from),
         copy_class=copy_class.astype(np.int64),
         class_size=class_size,
-        doc_hash=_hashes(passages.column("doc_id").to_pylist()),
         query_class=np.where(classes[at] == query_hashes, at, -1),
-        query_hash=_hashes(queries.column("query_id").to_pylist()),
     )
 
 
@@ -89,6 +97,9 @@ def _positive_rows(passages: pa.Table, queries: pa.Table, qrels: pa.Table, relev
 def are_positive(world: Numbered, positives: Array, query: Array, row: Array) -> tuple[Array, Array]:
     """(bool[n], bool[n]): which pairs are known positives, and which repeat the text of one of their query's."""
     total, classes = len(world.passages), len(world.class_size)
-    exact = np.isin(query * total + row, positives[:, 0] * total + positives[:, 1])
-    copies = positives[:, 0] * classes + world.copy_class[positives[:, 1]]
-    return exact, np.isin(query * classes + world.copy_class[row], copies)
+    exact = among(query * total + row, positives[:, 0] * total + positives[:, 1])
+    classes_of = world.copy_class[positives[:, 1]]
+    if world.class_size[classes_of].max(initial=0) <= 1:  # no positive has a copy
+        return exact, exact.copy()
+    copies = np.unique(positives[:, 0] * classes + classes_of)
+    return exact, among(query * classes + world.copy_class[row], copies)

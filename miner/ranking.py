@@ -5,6 +5,7 @@ Lists are flat: parallel arrays sorted by (group, rank), where a group is one qu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,25 @@ def position(groups: Array) -> Array:
         return np.empty(0, np.int64)
     starts = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]])
     return np.arange(len(groups)) - np.repeat(starts, np.diff(np.r_[starts, len(groups)]))
+
+
+def best_first(scores: Array, rows: Array) -> tuple[Array, Array]:
+    """float32[b, k], int64[b, k] -> the same, each list by falling score, ties by row. What is so already stays."""
+    ahead = (scores[:, :-1] > scores[:, 1:]) | ((scores[:, :-1] == scores[:, 1:]) & (rows[:, :-1] <= rows[:, 1:]))
+    wrong = np.flatnonzero(~ahead.all(axis=1))
+    if len(wrong):
+        order = np.lexsort((rows[wrong], -scores[wrong]))
+        scores, rows = scores.copy(), rows.copy()
+        scores[wrong], rows[wrong] = (np.take_along_axis(a[wrong], order, 1) for a in (scores, rows))
+    return scores, rows
+
+
+def among(values: Array, known: Array) -> Array:
+    """bool[n]: which values are in `known`, both int64 and `known` sorted."""
+    if not len(known):
+        return np.zeros(len(values), bool)
+    at = np.minimum(np.searchsorted(known, values), len(known) - 1)
+    return np.asarray(known[at] == values)
 
 
 def is_repeat(groups: Array, classes: Array) -> Array:
@@ -42,12 +62,21 @@ def ceiling(lowest_positive: Array, absolute: float | None, relative: float | No
     return by_absolute, by_relative
 
 
-def first_reason(tests: list[tuple[str, Array]], size: int) -> Array:
-    """object[n]: the name of the first test that is true for the row, "" where none is."""
-    reasons = np.full(size, "", object)
-    for name, failed in reversed(tests):
-        reasons[failed] = name
-    return reasons
+def first_true(tests: list[Array], size: int) -> Array:
+    """int8[n]: the number, from 1, of the first test that is true for the row, 0 where none is. tests: bool[n] each."""
+    found = np.zeros(size, np.int8)
+    for number in range(len(tests), 0, -1):
+        found[tests[number - 1]] = number
+    return found
+
+
+def words(codes: Array, names: Sequence[str]) -> pa.DictionaryArray:
+    """names[code] of each row; the dictionary holds each name once, and only those that occur."""
+    there = np.unique(codes)
+    held = list(dict.fromkeys(names[code] for code in there.tolist()))
+    place = np.zeros(len(names), np.int32)
+    place[there] = [held.index(names[code]) for code in there.tolist()]
+    return pa.DictionaryArray.from_arrays(pa.array(place[codes], pa.int32()), pa.array(held, pa.string()))
 
 
 def mix(values: Array) -> Array:
@@ -83,7 +112,9 @@ def pool_ranks(groups: Array, allowed: Array, tickets: Array | None, size: int) 
 def renumber(groups: Array, order: Array, size: int) -> Array:
     """int32[n]: 1..size for the rows with the lowest `order` of each group, 0 for the others and where order is 0."""
     rows = np.flatnonzero(order)
-    rows = rows[np.lexsort((order[rows], groups[rows]))]
+    group, wanted = groups[rows], order[rows]
+    if not np.all((group[:-1] < group[1:]) | ((group[:-1] == group[1:]) & (wanted[:-1] <= wanted[1:]))):
+        rows = rows[np.lexsort((wanted, group))]
     place = position(groups[rows]) + 1
     ranks = np.zeros(len(groups), np.int32)
     ranks[rows] = np.where(place <= size, place, 0)

@@ -6,12 +6,14 @@ Keys are (query_id, doc_id). Text columns are `large_string`, since a corpus may
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
 
 TEXT = pa.large_string()
+AT_ONCE = 1024  # texts that are Python objects at one time
 WORD = pa.dictionary(pa.int32(), pa.string())
 
 PASSAGES = pa.schema([("doc_id", TEXT), ("title", TEXT), ("text", TEXT), ("extra", TEXT)])
@@ -181,7 +183,17 @@ def content_id(text: str) -> str:
 
 def texts(table: pa.Table, rows: Iterable[int] | None = None) -> Iterator[str]:
     """The texts of a passages or queries table as the encoder reads them: those of `rows`, or all in order."""
-    titles = table.column("title") if "title" in table.column_names else None
-    bodies = table.column("text")
-    for row in range(table.num_rows) if rows is None else rows:
-        yield passage_text(titles[row].as_py() if titles else "", bodies[row].as_py())
+    texted = table.select([name for name in ("title", "text") if name in table.column_names])
+    if rows is None:
+        batches: Iterable[Any] = texted.to_batches(max_chunksize=AT_ONCE)
+    else:
+        batches = _taken(texted, iter(rows))
+    for batch in batches:
+        # Whole columns to Python at once: a value at a time takes several times as long.
+        columns = [column.to_pylist() for column in batch.columns]
+        yield from columns[0] if len(columns) == 1 else map(passage_text, *columns)
+
+
+def _taken(table: pa.Table, rows: Iterator[int]) -> Iterator[pa.Table]:
+    while some := list(itertools.islice(rows, AT_ONCE)):
+        yield table.take(some)

@@ -19,7 +19,8 @@ Array = np.ndarray[Any, Any]
 def _ordered(groups: Array, allowed: Array, *keys: Array) -> Array:
     """By the keys, the first of them first; then by rank."""
     rows = np.flatnonzero(allowed)
-    rows = rows[np.lexsort((rows, *(key[rows] for key in reversed(keys)), groups[rows]))]
+    if keys:
+        rows = rows[np.lexsort((rows, *(key[rows] for key in reversed(keys)), groups[rows]))]
     order = np.zeros(len(groups), np.int64)
     order[rows] = ranking.position(groups[rows]) + 1
     return order

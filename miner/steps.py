@@ -18,6 +18,7 @@ from miner.encoders.precomputed import Precomputed
 from miner.job import JobFolder
 from miner.ledger import Ledger
 from miner.meter import Meter
+from miner.numbering import Numbered
 from miner.records import passage_text, texts
 from miner.stages import corpus, vectors
 from miner.vector_cache import VectorCache, keys
@@ -40,6 +41,7 @@ class Context:
     backend: Callable[[Endpoint, Meter], llms.Backend] = llms.load
     collect: bool = False
     warnings: list[str] = field(default_factory=list)
+    numbered: tuple[Any, Numbered] | None = None  # of `mining_steps.world_of`: what it was made from, and itself
     closing: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:

@@ -64,7 +64,27 @@ def test_a_margin_that_is_not_set_lets_everything_pass():
 def test_the_first_true_test_names_the_reason(rows):
     odd, big = column(rows, 1) % 2 == 1, column(rows, 3) > 5
     expected = ["odd" if row[1] % 2 else "big" if row[3] > 5 else "" for row in rows]
-    assert ranking.first_reason([("odd", odd), ("big", big)], len(rows)).tolist() == expected
+    found = ranking.words(ranking.first_true([odd, big], len(rows)), ["", "odd", "big"])
+    assert found.to_pylist() == expected
+    assert sorted(found.dictionary.to_pylist()) == sorted(set(expected))
+
+
+def test_names_that_occur_twice_are_one_word():
+    assert ranking.words(np.array([2, 0, 1]), ["a", "b", "a"]).dictionary.to_pylist() == ["a", "b"]
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(-2, 2), st.integers(-1, 4)), min_size=4, max_size=4), max_size=5))
+def test_lists_are_put_best_first_with_ties_by_row(lists):
+    scores, rows = (np.array([[pair[i] for pair in one] for one in lists]).reshape(-1, 4) for i in (0, 1))
+    found = ranking.best_first(scores.astype(np.float32), rows.astype(np.int64))
+    expected = [sorted(one, key=lambda pair: (-pair[0], pair[1])) for one in lists]
+    assert [list(zip(*one, strict=True)) for one in zip(*(a.tolist() for a in found), strict=True)] == expected
+
+
+@given(st.lists(st.integers(0, 9)), st.sets(st.integers(0, 9)))
+def test_among_is_membership(values, known):
+    found = ranking.among(np.array(values, np.int64), np.array(sorted(known), np.int64))
+    assert found.tolist() == [value in known for value in values]
 
 
 @given(ROWS, st.integers(1, 5), st.booleans())

@@ -13,6 +13,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from miner import ranking
 from miner.searchers import Array
 
 _faiss: Any = faiss  # whose type stubs lack some functions
@@ -31,8 +32,8 @@ def nearest(block: Array, vectors: Array, k: int) -> tuple[Array, Array]:
         some = np.ascontiguousarray(block[unsure])
         found, near = faiss.knn(some, vectors, fetched, metric=faiss.METRIC_INNER_PRODUCT)
         exact = rescored(some, vectors, near)
-        order = np.lexsort((near, -exact))[:, :size]
-        scores[unsure], rows[unsure] = np.take_along_axis(exact, order, 1), np.take_along_axis(near, order, 1)
+        exact, near = ranking.best_first(exact, near)
+        scores[unsure], rows[unsure] = exact[:, :size], near[:, :size]
         if fetched == len(vectors):
             break
         unsure = unsure[found[:, -1] + _rounding(some) >= scores[unsure, -1]]

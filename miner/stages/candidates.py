@@ -15,6 +15,7 @@ from miner.numbering import Block, Numbered, are_positive
 from miner.records import CANDIDATES, POSITIVES
 
 Array = np.ndarray[Any, Any]
+LATER = ("max_uses", "quota", "not_sampled")  # reasons of those that passed every test
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,15 @@ def run(
     positives = world.positives_of(block)
     lowest = _lowest(positives[:, 0], scores.positive_dense, block.size)
     lowest_teacher = _lowest(positives[:, 0], scores.positive_teacher, block.size)
-    reason = _reasons(world, block, found, scores, (lowest, lowest_teacher), refusals, mining)
-    pool_rank, band = _pool(world, block, found, scores, reason, mining, draw)
-    names = np.array([retriever.label for retriever in mining.retrievers], object)
+    tests = _tests(world, block, found, scores, (lowest, lowest_teacher), refusals, mining)
+    reasons = ["", *(name for name, _ in tests), *LATER]
+    reason = ranking.first_true([failed for _, failed in tests], len(query))
+    pool_rank, band = _pool(world, block, found, scores, reason, len(tests), mining, draw)
+    names = [retriever.label for retriever in mining.retrievers]
     columns = [
         world.queries.column("query_id").take(block.low + query),
         world.passages.column("doc_id").take(row),
-        pa.array(names[_best(found.ranks)], pa.string()),
+        ranking.words(_best(found.ranks), names),
         ranking.position(query) + 1,
         scores.dense,
         lowest[query],
@@ -89,7 +92,7 @@ def run(
         _or_null(lowest_teacher[query]),
         _found_by(found, names),
         band,
-        pa.array(reason, pa.string()),
+        ranking.words(reason, reasons),
         pa.array(pool_rank, mask=pool_rank == 0),
     ]
     return _table(columns, CANDIDATES), _positives(world, block, positives, scores)
@@ -112,7 +115,7 @@ def _or_null(values: Array) -> pa.Array:
     return pa.array(values, pa.float32(), mask=~np.isfinite(values))
 
 
-def _found_by(found: Fused, names: Array) -> pa.Array:
+def _found_by(found: Fused, names: list[str]) -> pa.Array:
     there = found.ranks > 0
     _, retriever = np.nonzero(there)
     places = pa.DictionaryArray.from_arrays(pa.array(retriever, pa.int32()), pa.array(names, pa.string()))
@@ -132,7 +135,7 @@ def _table(columns: list[Any], schema: pa.Schema) -> pa.Table:
     return pa.table(arrays, names=schema.names).cast(schema)
 
 
-def _reasons(
+def _tests(
     world: Numbered,
     block: Block,
     found: Fused,
@@ -140,7 +143,8 @@ def _reasons(
     lowest: tuple[Array, Array],
     refusals: list[tuple[str, Array]],
     mining: Mining,
-) -> Array:
+) -> list[tuple[str, Array]]:
+    """(reason, bool[n]: refused for it), by order of precedence."""
     query, row = found.query, found.row
     positive, copy = are_positive(world, world.positives_of(block), query, row)
     cls = world.copy_class[row]
@@ -148,11 +152,11 @@ def _reasons(
     score = scores.teacher if by_teacher else scores.dense
     ceilings = ranking.ceiling(lowest[by_teacher][query], mining.margin_absolute, mining.margin_relative)
     never = np.zeros(len(query), bool)
-    tests = [
+    return [
         ("positive", positive),
         ("positive_copy", copy),
         ("query_copy", cls == world.query_class[block.low + query]),
-        ("copy_of_better", ranking.is_repeat(query, cls)),
+        ("copy_of_better", _copy_of_better(world, query, cls)),
         *refusals,
         *_windows(found, mining),
         ("no_teacher_score", np.isnan(score)),
@@ -161,7 +165,13 @@ def _reasons(
         ("margin_relative", score > ceilings[1]),
         ("score_min", never if mining.score_min is None else score < np.float32(mining.score_min)),
     ]
-    return ranking.first_reason(tests, len(query))
+
+
+def _copy_of_better(world: Numbered, query: Array, cls: Array) -> Array:
+    found = np.zeros(len(query), bool)
+    several = np.flatnonzero(world.class_size[cls] > 1)  # mostly few: only they can repeat one
+    found[several] = ranking.is_repeat(query[several], cls[several])
+    return found
 
 
 def _windows(found: Fused, mining: Mining) -> list[tuple[str, Any]]:
@@ -177,23 +187,24 @@ def _windows(found: Fused, mining: Mining) -> list[tuple[str, Any]]:
 
 
 def _pool(
-    world: Numbered, block: Block, found: Fused, scores: Scores, reason: Array, mining: Mining, draw: Draw
+    world: Numbered, block: Block, found: Fused, scores: Scores, reason: Array, tests: int, mining: Mining, draw: Draw
 ) -> tuple[Array, pa.Array]:
-    """int32[n] pool ranks, and band names; gives the reasons of those not drawn."""
-    allowed = reason == ""
+    """int32[n] pool ranks, and band names; gives the reasons of those not drawn, numbered behind the `tests`."""
+    max_uses, quota, not_sampled = range(tests + 1, tests + 1 + len(LATER))
+    allowed = reason == 0
     order, band = _order(world, block, found, scores, allowed, mining, draw)
     quotas = [retriever.quota for retriever in mining.retrievers]
     limited = (_best(found.ranks), quotas) if any(quotas) else ()
     if mining.max_uses is not None:
         worn = selection.cap(draw.used, found.query, found.row, order, draw.pool, mining.max_uses, *limited)
-        reason[worn] = "max_uses"
+        reason[worn] = max_uses
         order[worn] = 0
     if any(quotas):
         over = selection.over_quota(found.query, order, _best(found.ranks), quotas)
-        reason[over] = "quota"
+        reason[over] = quota
         order[over] = 0
     pool_rank = ranking.renumber(found.query, order, draw.pool)
-    reason[(reason == "") & (pool_rank == 0)] = "not_sampled"
+    reason[(reason == 0) & (pool_rank == 0)] = not_sampled
     return pool_rank, band
 
 
@@ -203,12 +214,15 @@ def _order(
     """int64[n]: in what order the allowed candidates of each query are taken, from 1; 0 for the others."""
     query, row = found.query, found.row
     no_band = pa.nulls(len(query), pa.string())
-    tickets = ranking.lottery(world.query_hash[block.low + query], world.doc_hash[row], draw.seed)
+
+    def tickets() -> Array:
+        return ranking.lottery(world.query_hash[block.low + query], world.doc_hash[row], draw.seed)
+
     score = scores.teacher if mining.margin_on == "teacher" else scores.dense
     if mining.sample == "random":
-        return selection.by_ticket(query, allowed, tickets), no_band
+        return selection.by_ticket(query, allowed, tickets()), no_band
     if mining.sample == "softmax":
-        return selection.by_softmax(query, allowed, score, tickets, mining.temperature), no_band
+        return selection.by_softmax(query, allowed, score, tickets(), mining.temperature), no_band
     if mining.sample == "mmr":
         return selection.by_mmr(query, row, allowed, score, draw.vectors, mining.mmr_lambda, draw.pool), no_band
     if mining.sample == "bands":

@@ -14,6 +14,7 @@ from miner.records import RETRIEVED
 from miner.searchers import Searcher
 
 Array = np.ndarray[Any, Any]
+Found = tuple[Array, Array, Array]  # query, counted from block.low, passage and score, by (query, -score, passage)
 SPARE = 8
 LONGEST = 1 << 23  # rows of all lists that are searched at once
 
@@ -23,6 +24,11 @@ def run(world: Numbered, block: Block, searcher: Searcher, depth: int) -> pa.Tab
 
     Equal scores are ranked by doc_id.
     """
+    return listed(world, block, *search(world, block, searcher, depth), depth)
+
+
+def search(world: Numbered, block: Block, searcher: Searcher, depth: int) -> Found:
+    """What the searcher gives for the queries of a block, enough for `listed`; sorted as it wants it."""
     positives = world.positives_of(block)
     wanted = _wanted(world, positives, block.size, depth)
     total = len(world.passages)
@@ -32,8 +38,8 @@ def run(world: Numbered, block: Block, searcher: Searcher, depth: int) -> pa.Tab
         for part in _ranked(block.low, queries, wanted, k, total, searcher)
     ]
     query, row, score = (np.concatenate(parts) for parts in zip(*lists, strict=True))
-    order = np.lexsort((row, -score, query))
-    return listed(world, block, query[order], row[order], score[order], depth)
+    order = np.argsort(query, kind="stable")  # a query is in one part, best first there
+    return query[order], row[order], score[order]
 
 
 def listed(world: Numbered, block: Block, query: Array, row: Array, score: Array, depth: int) -> pa.Table:
@@ -73,8 +79,7 @@ def _ranked(
         last = np.minimum(wanted[some], k)[:, None] - 1
         tie = np.take_along_axis(scores, last, 1)[:, 0] == scores[:, -1]
         cut = (k < total) & tie & (found[:, -1] >= 0)
-        order = np.lexsort((found, -scores))
-        scores, found = np.take_along_axis(scores, order, 1), np.take_along_axis(found, order, 1)
+        scores, found = ranking.best_first(scores, found)
         there = (found >= 0) & (np.arange(k) <= last) & ~cut[:, None]
         yield np.repeat(some, there.sum(axis=1)), found[there], scores[there]
         if cut.any():
