@@ -48,6 +48,11 @@ class Context:
         if urls.is_url(self.job.data.path) or urls.is_url(self.job.data.corpus):
             data = urls.fetched(self.job.data, self.folder.root / "fetched")
             self.job = self.job.model_copy(update={"data": data})
+        encoder = self.job.encoder
+        if self.job.engine.gpus and encoder.backend == "auto" and encoder.device is None:
+            # What backend auto stands for is decided here, where there may be no GPU; the workers have one each.
+            encoder = encoder.model_copy(update={"device": "cuda"})
+            self.job = self.job.model_copy(update={"encoder": encoder})
         if self.job.engine.kind == "ray" and self.backend is llms.load:
             self.backend = self._on_cluster
 

@@ -15,7 +15,7 @@ import toy
 from tiny import TEXTS
 
 from miner import config
-from miner.encoders import fingerprint, load
+from miner.encoders import files, fingerprint, load
 from miner.encoders.families import BGE_EN
 from miner.errors import UserError
 from miner.store import tree_digest
@@ -96,6 +96,31 @@ def test_both_backends_do_what_the_family_asks(tmp_path, name, make, query, pass
         for kind, vectors in expected.items():
             assert found.encode(TEXTS, kind) == pytest.approx(vectors, abs=2e-6), (backend, kind)
         assert found.encode([], "query").shape == (0, 32)
+
+
+@pytest.mark.parametrize("make", [tiny.bert, tiny.xlm_roberta, tiny.roberta, tiny.mpnet, tiny.distilbert])
+def test_auto_converts_a_known_architecture_once_on_a_cpu(tmp_path, monkeypatch, caplog, make):
+    monkeypatch.setattr(files, "gpu_is_there", lambda: False)
+    folder = make(tmp_path / "tuned-here")
+    with caplog.at_level("INFO", "miner"):
+        for _ in range(2):
+            found = encoder(folder, "auto", pooling="mean")
+            assert found.encode(TEXTS, "query") == pytest.approx(reference(folder, "", "mean", TEXTS), abs=2e-6)
+    assert type(found).__name__ == "OnnxEncoder"
+    assert [record.message for record in caplog.records if "converting" in record.message] == [
+        f"encoder.model {folder} has no ONNX file: converting it once, for ONNX Runtime is faster on a CPU"
+    ]
+
+
+def test_auto_stays_with_torch_on_a_gpu_and_for_other_architectures(tmp_path, monkeypatch):
+    bert, decoder = tiny.bert(tmp_path / "bge-small-en-v1.5"), tiny.qwen3(tmp_path / "Qwen3-Embedding-0.6B")
+    monkeypatch.setattr(files, "gpu_is_there", lambda: True)
+    assert files.find(config.Encoder(model=str(bert))).backend == "torch"
+    assert files.find(config.Encoder(model=str(bert), device="cpu")).backend == "onnx"
+    monkeypatch.setattr(files, "gpu_is_there", lambda: False)
+    assert files.find(config.Encoder(model=str(bert))).backend == "onnx"
+    assert files.find(config.Encoder(model=str(bert), device="cuda:0")).backend == "torch"
+    assert files.find(config.Encoder(model=str(decoder))).backend == "torch"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -182,7 +207,7 @@ def test_real_minilm_is_equal_in_both_backends(minilm, monkeypatch, cache):
     assert top(asked["torch"], passages["torch"]) == top(asked["onnx"], passages["onnx"])
 
     files = tree_digest(cache)
-    assert sorted(Path(name).name for name in files) == ["model.onnx", "model.onnx.data"]
+    assert sorted(Path(name).name for name in files) == ["model.onnx"]
     monkeypatch.setattr("torch.onnx.export", _never)
     monkeypatch.setattr("sentence_transformers.SentenceTransformer", _never)
     again = encoder(minilm, "onnx", max_length=64)

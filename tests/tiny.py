@@ -35,6 +35,30 @@ def xlm_roberta(folder: Path) -> Path:
     return save(XLMRobertaModel, XLMRobertaConfig(vocab_size=size, **SIZES, **more), folder)
 
 
+def roberta(folder: Path) -> Path:
+    from transformers import RobertaConfig, RobertaModel
+
+    size = tokenizer(folder, ["<s>", "<pad>", "</s>", "<unk>"])
+    more = {"type_vocab_size": 1, "max_position_embeddings": 514, "initializer_range": 0.3}
+    return save(RobertaModel, RobertaConfig(vocab_size=size, **SIZES, **more), folder)
+
+
+def mpnet(folder: Path) -> Path:
+    from transformers import MPNetConfig, MPNetModel
+
+    size = tokenizer(folder, ["<s>", "<pad>", "</s>", "<unk>"])
+    more = {"max_position_embeddings": 514, "initializer_range": 0.3}
+    return save(MPNetModel, MPNetConfig(vocab_size=size, **SIZES, **more), folder)
+
+
+def distilbert(folder: Path) -> Path:
+    from transformers import DistilBertConfig, DistilBertModel
+
+    size = tokenizer(folder, ["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
+    sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "initializer_range": 0.3}
+    return save(DistilBertModel, DistilBertConfig(vocab_size=size, **sizes), folder)
+
+
 def qwen3(folder: Path) -> Path:
     """The architecture of Qwen3-Embedding: a decoder, read at its last token."""
     from transformers import Qwen3Config, Qwen3Model

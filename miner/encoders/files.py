@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import platform
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,8 @@ SMALL_FILES += ["tokenizer_config.json", "config_sentence_transformers.json"]
 POOLINGS = {"cls_token": "cls", "mean_tokens": "mean", "cls": "cls", "mean": "mean", "lasttoken": "last"}
 # What the onnx backend does itself; any other module of a model (Dense, for example) needs torch.
 PLAIN_MODULES = {"Transformer", "Pooling", "Normalize"}
+# Architectures, as config.json names them, of which the conversion to ONNX and its fusion were tested.
+FUSED = ("bert", "roberta", "xlm-roberta", "distilbert", "mpnet")
 HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 
 
@@ -119,7 +124,8 @@ def _backend(settings: config.Encoder, onnx: Path | None, folder: Path | None) -
     backend = settings.backend
     further = [] if settings.onnx_file else _further_modules(folder)
     if backend == "auto":
-        backend = "onnx" if (onnx or settings.precision == "int8") and not further else "torch"
+        through_onnx = onnx or settings.precision == "int8" or _converts(settings, folder)
+        backend = "onnx" if through_onnx and not further else "torch"
     if backend == "torch" and settings.precision == "int8":
         raise UserError(f"encoder.precision int8 is for the onnx backend, and {settings.model} runs through torch")
     if backend == "torch" and (settings.onnx_file or settings.tokenizer_file):
@@ -137,6 +143,22 @@ def _backend(settings: config.Encoder, onnx: Path | None, folder: Path | None) -
             + "pip install 'miner[local]' to run it through torch"
         )
     return backend
+
+
+def _converts(settings: config.Encoder, folder: Path | None) -> bool:
+    """On a CPU, ONNX Runtime is faster: is this a model without an ONNX file that `auto` converts for that?"""
+    able = all(importlib.util.find_spec(name) for name in ("torch", "sentence_transformers", "onnxscript"))
+    plain = _json(folder, "config.json").get("model_type") in FUSED and _first(folder, TOKENIZERS[:1]) is not None
+    on_cpu = settings.device == "cpu" or (settings.device is None and not gpu_is_there())
+    return able and plain and on_cpu and not settings.trust_remote_code
+
+
+def gpu_is_there() -> bool:
+    """Would torch compute on a GPU here? Told from the system's device files, since to ask torch takes seconds."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    apple = (sys.platform, platform.machine()) == ("darwin", "arm64")
+    return apple or any(Path("/dev", name).exists() for name in ("nvidiactl", "kfd", "dxg"))  # CUDA, ROCm, WSL
 
 
 def onnx_files(onnx: Path) -> tuple[Path, ...]:

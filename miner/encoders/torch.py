@@ -14,7 +14,7 @@ import numpy as np
 
 from miner import config
 from miner.encoders import Kind, Vectors, shape
-from miner.encoders.files import Files
+from miner.encoders.files import FUSED, Files, onnx_files
 from miner.errors import UserError
 from miner.models import explained
 from miner.store import digest, file_digest, made
@@ -22,8 +22,12 @@ from miner.store import digest, file_digest, made
 BATCH = 32
 OPSET = 18
 ATTENTION = "eager"
+FUSION = "gelu, bias, skip"
+LARGE = 1_500_000_000  # above 2 GB a protobuf keeps its weights in a file of their own
 OUTPUT = "last_hidden_state"
 TOLERANCE = 1e-3
+
+log = logging.getLogger("miner")
 
 
 def load(settings: config.Encoder, files: Files) -> TorchEncoder:
@@ -89,9 +93,11 @@ def export_onnx(settings: config.Encoder, files: Files) -> Path:
     """Convert a torch model once; the file is kept under the user's cache, named by its source's content."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "miner" / "onnx"
     sources = [*files.weights, *([files.folder / "config.json"] if files.folder else [])]
-    folder = cache / digest([OPSET, ATTENTION, *(file_digest(path) for path in sources)])[:32]
+    folder = cache / digest([OPSET, ATTENTION, FUSION, *(file_digest(path) for path in sources)])[:32]
 
     def convert(target: Path) -> None:
+        told = "encoder.model %s has no ONNX file: converting it once, for ONNX Runtime is faster on a CPU"
+        log.info(told, settings.model)
         with explained(f"encoder.model {settings.model}", "cannot be converted to ONNX; set encoder.backend: torch"):
             _convert(_model(settings, files), target)
 
@@ -122,13 +128,14 @@ def _convert(model: Any, path: Path) -> None:
         def forward(self, *inputs: Any) -> Any:
             return self.network(**dict(zip(names, inputs, strict=True)), return_dict=False)[0]
 
-    hidden = Hidden().eval()
+    hidden, fused = Hidden().eval(), str(network.config.model_type) in FUSED
+    first = path.with_name("plain.onnx") if fused else path  # which names the file that its weights may lie in
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
     with torch.no_grad(), _quiet():
         torch.onnx.export(
             hidden,
             _sample(2, 6, len(names)),
-            str(path),
+            str(first),
             input_names=names,
             output_names=[OUTPUT],
             dynamic_shapes=(tuple(axes for _ in names),),
@@ -137,7 +144,24 @@ def _convert(model: Any, path: Path) -> None:
             dynamo=True,
             verbose=False,
         )
+        if fused:
+            _fuse(first, path)
         _check(hidden, path, names)
+
+
+def _fuse(plain: Path, path: Path) -> None:
+    """Bias, GELU, sum and layer norm in one pass over memory each, which ONNX Runtime itself does in part only."""
+    from onnxruntime.transformers import optimizer
+    from onnxruntime.transformers.fusion_options import FusionOptions
+
+    wanted = FusionOptions("bert")
+    wanted.enable_attention = False  # its pattern is that of an older exporter
+    fused = optimizer.optimize_model(str(plain), "bert", optimization_options=wanted, opt_level=0)
+    sources = onnx_files(plain)
+    large = sum(source.stat().st_size for source in sources) > LARGE
+    fused.save_model_to_file(str(path), use_external_data_format=large)
+    for source in sources:
+        source.unlink()
 
 
 def _sample(rows: int, length: int, inputs: int) -> tuple[Any, ...]:
@@ -163,13 +187,12 @@ def _check(hidden: Any, path: Path, names: list[str]) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's exporter speaks of its own internals; none of it is for the user."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """torch's exporter and the fusion speak of their own internals; none of it is for the user."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)
