@@ -82,8 +82,8 @@ def _work(
         raise UserError(f"encoder.backend {job.encoder.backend}: set encoder.dimensions, or the size is not known")
     teacher, mining = job.teacher, job.mining
     kind: str = mining.index.kind
-    if kind == "hnsw":
-        raise UserError("mining.index.kind hnsw: its build is not sized; set auto, flat, ivf-flat or ivf-pq")
+    if kind in ("hnsw", "pq"):
+        raise UserError(f"mining.index.kind {kind}: it is not sized; set auto, flat, ivf-flat or ivf-pq")
     if kind == "auto":
         memory = (mining.index.memory_gb or described.memory_gb / 2) * sizing.GB
         kind = sizing.chosen(passages, dimension, queries, memory, cluster.cores)

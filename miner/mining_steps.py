@@ -60,7 +60,7 @@ def run_index(run: Context, work: Path) -> Done:
 
     passages, queries = _vectors(run)
     settings, seed = run.job.mining.index, run.job.seed
-    choice = dense.choose(len(passages), passages.shape[1], len(queries), settings)
+    choice = dense.choose(len(passages), passages.shape[1], len(queries), settings, run.job.engine.kind == "local")
     logging.getLogger("miner").info("index: %s", choice.reason)
     built = dense.make(passages, choice, work, seed, run.workers.coder)
     depth = max(run.job.mining.window(r)[0] for r in run.job.mining.retrievers if r.kind == "dense")

@@ -22,7 +22,7 @@ FLOORS = (
     " encoders.families encoders.files encoders.onnx encoders.torch encoders.m3"
     " encoders.remote encoders.services encoders.precomputed encoders.int8 encoders.shape"
     " searchers.dense searchers.exact searchers.tuning searchers.sharded searchers.bm25 searchers.trec_run"
-    " searchers.sparse searchers.multivector teachers.files teachers.cross_encoder"
+    " searchers.sparse searchers.multivector searchers.fast_codes teachers.files teachers.cross_encoder"
     " llms.openai llms.lanes llms.structured llms.vllm llms.vllm_chat llms.openai_batch llms.batch_desk"
     " llms.recorded llms.ray llms.batch_files exporters.flagembedding exporters.sentence_transformers"
     " exporters.tevatron exporters.beir exporters.plain exporters.files exporters.scores exporters.split exporters.hub"
@@ -92,7 +92,7 @@ SIDEWAYS = {
     "encoders.m3": "encoders.files encoders.onnx",
     "encoders.remote": "encoders.families encoders.services",
     "steps": "encoders.precomputed workers",
-    "searchers.dense": "searchers.exact",
+    "searchers.dense": "searchers.exact searchers.fast_codes",
     "searchers.sharded": "searchers.dense searchers.exact",
     "searchers.tuning": "searchers.dense",
     "workers": "searchers.dense",

@@ -16,7 +16,7 @@ from miner.config.mining import Index
 from miner.errors import UserError
 from miner.searchers import dense, tuning
 
-APPROXIMATE = ("hnsw", "ivf-flat", "ivf-pq")
+APPROXIMATE = ("pq", "hnsw", "ivf-flat", "ivf-pq")
 K = 20
 
 
@@ -170,7 +170,7 @@ def test_a_reopened_index_finds_what_the_tuned_one_found(world, built, kind, tmp
 def test_the_report_goes_into_a_manifest(built, kind):
     report = built[kind][0]
     assert json.loads(json.dumps(report)) == report
-    knob = "efSearch" if kind == "hnsw" else "nprobe"
+    knob = {"hnsw": "efSearch", "pq": "refine"}.get(kind, "nprobe")
     assert {"kind", "reason", "k", "sample", "recall", knob} <= set(report)
     assert (report["sample"], report["k"]) == (120, K)
 
@@ -261,6 +261,25 @@ def test_auto_takes_by_memory_and_time(rows, queries, kind, reason):
     assert choice.kind == kind
     assert choice.reason.startswith(f"{kind}: ")
     assert reason in choice.reason
+
+
+@pytest.mark.usefixtures("cores")
+def test_auto_takes_codes_where_one_process_has_no_time_for_exact_search():
+    settings = Index(memory_gb=10, gpu=False)
+    assert dense.choose(1_000_000, 384, 100_000, settings, whole=True).kind == "flat"
+    choice = dense.choose(3_000_000, 384, 100_000, settings, whole=True)
+    assert (choice.kind, choice.code, choice.width) == ("pq", 48, 384)
+    assert "exact search for 100,000 queries takes about 64 min, more than 30" in choice.reason
+    assert dense.choose(7_000_000, 384, 10, settings, whole=True).kind == "ivf-pq"
+
+
+def test_codes_give_a_query_one_list_alone_or_in_a_block(world, built):
+    searcher = dense.open(world[0], world[1], built["pq"][1], dense.chosen(built["pq"][1]), Index(kind="pq"))
+    together = searcher.search(np.arange(120), K)
+    for size in (1, 7, 64):
+        parts = [searcher.search(np.arange(low, min(low + size, 120)), K) for low in range(0, 120, size)]
+        for whole, cut in zip(together, zip(*parts, strict=True), strict=True):
+            assert whole.tobytes() == np.concatenate(cut).tobytes()
 
 
 def test_half_of_the_machine_is_the_default(monkeypatch):

@@ -1,8 +1,8 @@
 """The dense retriever's index: FAISS over one vector a passage; the score is the inner product.
 
-flat is exact and needs no file: it searches the vectors where they lie. hnsw, ivf-flat and ivf-pq write `dense.faiss`,
-which is opened memory-mapped. What those find is scored anew from the vectors, so a score is the exact float32 inner
-product whatever the kind, and equal vectors tie.
+flat is exact and needs no file: it searches the vectors where they lie. pq, hnsw, ivf-flat and ivf-pq write
+`dense.faiss`, opened memory-mapped where faiss can. What those find is scored anew from the vectors, so a score is the
+exact float32 inner product whatever the kind, and equal vectors tie.
 
 Sources: faiss wiki, "Guidelines to choose an index" and "Faiss indexes"; Malkov and Yashunin 2016 (HNSW); Jegou,
 Douze and Schmid 2011 (product quantisation).
@@ -25,7 +25,7 @@ from miner import store
 from miner.chunks import each
 from miner.config.mining import Index
 from miner.errors import UserError
-from miner.searchers import Array, exact
+from miner.searchers import Array, exact, fast_codes
 
 _faiss: Any = faiss  # whose type stubs lack some functions
 FILE, CHOICE, TUNED = "dense.faiss", "choice.json", "tuned.json"
@@ -39,15 +39,17 @@ PER_LIST = 39  # faiss's own least number of training vectors per centroid
 TRAIN_PER_LIST = 64
 PQ_CENTROIDS, PQ_ROUNDS = 256, 10
 LEAST = {"flat": 0, "hnsw": 1, "ivf-flat": 4 * PER_LIST, "ivf-pq": PQ_CENTROIDS * PER_LIST}
+LEAST["pq"] = fast_codes.CENTROIDS * PER_LIST
 LINKS, BUILD_EFFORT = 32, 80
 ENOUGH = 4  # whoever wants a quarter of the corpus gets it by exact search
 
 
 @dataclass(frozen=True)
 class Choice:
-    """kind: flat, hnsw, ivf-flat or ivf-pq; reason: a sentence for people.
+    """kind: flat, pq, hnsw, ivf-flat or ivf-pq; reason: a sentence for people.
 
-    lists: of ivf; links: of hnsw; code: bytes per vector of ivf-pq; width: dimension padded with zeros to code's needs.
+    lists: of ivf; links: of hnsw; code: bytes per vector of pq and ivf-pq; width: dimension padded with zeros to
+    code's needs.
     """
 
     kind: str
@@ -61,17 +63,18 @@ class Choice:
 # ---------------------------------------------------------------- which index
 
 
-def choose(rows: int, dimension: int, queries: int, settings: Index) -> Choice:
+def choose(rows: int, dimension: int, queries: int, settings: Index, whole: bool = False) -> Choice:
     """The kind that was asked for, or for auto, in this order:
 
     flat where the vectors fit the memory (memory_gb, else half of the machine's) and 2 * rows * dimension * queries
-    operations take at most 30 minutes, at 30 GFLOP/s per core or 5 TFLOP/s on a GPU; ivf-flat where only time is
-    short and twice the vectors fit; else ivf-pq. Never hnsw: the same graph at every run takes a build on one core.
+    operations take at most 30 minutes, at 30 GFLOP/s per core or 5 TFLOP/s on a GPU. Where only time is short: pq if
+    one process without a GPU searches it all (`whole`), else ivf-flat if twice the vectors fit. Else ivf-pq. Never
+    hnsw: the same graph at every run takes a build on one core.
     flat too where there are too few vectors to train the other. Depends on the machine as said, and on nothing random.
     """
     memory = settings.memory_gb * GB if settings.memory_gb else _machine_memory() / 2
     if settings.kind == "auto":
-        kind, why = _automatic(rows, dimension, queries, memory, _has_gpu(settings))
+        kind, why = _automatic(rows, dimension, queries, memory, _has_gpu(settings), whole)
     else:
         kind, why = settings.kind, f"mining.index.kind is {settings.kind}"
     if rows < LEAST[kind]:
@@ -80,7 +83,7 @@ def choose(rows: int, dimension: int, queries: int, settings: Index) -> Choice:
     return _sized(Choice(kind, f"{kind}: {why}"), rows, dimension, memory)
 
 
-def _automatic(rows: int, dimension: int, queries: int, memory: float, gpu: bool) -> tuple[str, str]:
+def _automatic(rows: int, dimension: int, queries: int, memory: float, gpu: bool, whole: bool) -> tuple[str, str]:
     size = 4.0 * rows * dimension
     seconds = 2.0 * rows * dimension * queries / (GPU_FLOPS if gpu else CORE_FLOPS * (os.cpu_count() or 1))
     vectors = f"{rows:,} vectors of {dimension} take {size / GB:,.2f} GB"
@@ -89,6 +92,8 @@ def _automatic(rows: int, dimension: int, queries: int, memory: float, gpu: bool
     exact = f"{vectors} of the {memory / GB:,.2f} GB allowed; exact search for {queries:,} queries takes about"
     if seconds > PATIENCE_S:
         slow = f"{exact} {seconds / 60:,.0f} min, more than {PATIENCE_S / 60:.0f}"
+        if whole and not gpu:
+            return "pq", slow
         # Its lists are a second copy of the vectors.
         return ("ivf-flat", slow) if 2 * size <= memory else ("ivf-pq", f"{slow}, and ivf-flat takes twice the memory")
     return "flat", f"{exact} {max(seconds, 1):,.0f} s"
@@ -101,6 +106,9 @@ def _sized(choice: Choice, rows: int, dimension: int, memory: float) -> Choice:
         return replace(choice, links=LINKS)
     if choice.kind == "ivf-flat":
         return replace(choice, lists=lists)
+    if choice.kind == "pq":
+        code, width = fast_codes.sizes(dimension)
+        return replace(choice, code=code, width=width)
     if choice.kind == "ivf-pq":
         # 4 dimensions a byte lose little; coarser only where even the codes would not fit.
         step = next((s for s in (4, 8) if rows * (-(-dimension // s) + 8) <= memory), 16)
@@ -156,7 +164,8 @@ def make(
     vectors at a time and the training sample: 64 vectors per list, or for ivf-pq 9,984 if that is more.
     """
     if choice.kind != "flat":
-        index = _hnsw(vectors, choice) if choice.kind == "hnsw" else _ivf(vectors, choice, seed, coder)
+        simple = {"hnsw": _hnsw, "pq": _pq}.get(choice.kind)
+        index = simple(vectors, choice, seed) if simple else _ivf(vectors, choice, seed, coder)
         store.replace(folder / FILE, lambda part: faiss.write_index(index, str(part)))
     store.write_json(folder / CHOICE, asdict(choice))
     size = (folder / FILE).stat().st_size if choice.kind != "flat" else 0
@@ -164,12 +173,23 @@ def make(
     return {**details, "passages": len(vectors), "bytes": size}
 
 
-def _hnsw(vectors: Array, choice: Choice) -> Any:
+def _hnsw(vectors: Array, choice: Choice, seed: int) -> Any:
     index = faiss.IndexHNSWFlat(int(vectors.shape[1]), choice.links, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction = BUILD_EFFORT
     with _one_thread():  # threads link nodes in the order in which they come, another at each run
         _add(index, vectors, 0)
     return index
+
+
+def _pq(vectors: Array, choice: Choice, seed: int) -> Any:
+    with _one_thread():
+        index = fast_codes.trained(padded(_sample(vectors, fast_codes.SAMPLE, seed), choice.width), seed)
+    _add(index, vectors, choice.width)
+    return index
+
+
+def _sample(vectors: Array, size: int, seed: int) -> Array:
+    return vectors[np.sort(np.random.default_rng(seed).choice(len(vectors), min(size, len(vectors)), replace=False))]
 
 
 def _ivf(vectors: Array, choice: Choice, seed: int, coder: Callable[[Array], Coder]) -> Any:
@@ -182,9 +202,7 @@ def _ivf(vectors: Array, choice: Choice, seed: int, coder: Callable[[Array], Cod
         index.pq.cp.seed = seed
         index.pq.cp.niter, index.pq.cp.max_points_per_centroid = PQ_ROUNDS, PER_LIST
     index.cp.seed = seed
-    size = min(len(vectors), max(TRAIN_PER_LIST * choice.lists, LEAST[choice.kind]))
-    sample = np.sort(np.random.default_rng(seed).choice(len(vectors), size, replace=False))
-    train = padded(vectors[sample], width)
+    train = padded(_sample(vectors, max(TRAIN_PER_LIST * choice.lists, LEAST[choice.kind]), seed), width)
     index.train_q1(len(train), faiss.swig_ptr(train), False, faiss.METRIC_INNER_PRODUCT)
     with _one_thread():  # a hundred tiny clusterings: on a busy machine, threads wait for each other at each step
         index.train(train)
@@ -248,16 +266,18 @@ class DenseSearcher:
     @property
     def knob(self) -> str:
         """What widens the search, "" where nothing does."""
-        return {"flat": "", "hnsw": "efSearch"}.get(self.choice.kind, "nprobe")
+        return {"flat": "", "hnsw": "efSearch", "pq": "refine"}.get(self.choice.kind, "nprobe")
 
     @property
     def widest(self) -> int:
-        most = {"flat": 0, "hnsw": len(self.vectors)}.get(self.choice.kind, self.choice.lists)
+        most = {"flat": 0, "hnsw": len(self.vectors), "pq": fast_codes.MOST}.get(self.choice.kind, self.choice.lists)
         return min(most, self._most)
 
     def widen(self, effort: int) -> None:
         if self.knob == "efSearch":
             self._index.hnsw.efSearch = effort
+        elif self.knob == "refine":
+            self._more = effort
         elif self.knob:
             self._index.nprobe = effort
 
@@ -282,8 +302,12 @@ class DenseSearcher:
         block = np.ascontiguousarray(block, np.float32)
         wide = padded(block, self.choice.width)
         # A graph is walked by itself, and a GPU picks its own lists.
-        by_lists = isinstance(self._index, faiss.IndexIVF)
-        rows = exact.listed(self._index, wide, wanted)[1] if by_lists else self._index.search(wide, wanted)[1]
+        if isinstance(self._index, faiss.IndexIVF):
+            rows = exact.listed(self._index, wide, wanted)[1]
+        elif self.choice.kind == "pq":
+            rows = fast_codes.nearest(self._index, wide, wanted)
+        else:
+            rows = self._index.search(wide, wanted)[1]
         return self._best(block, rows, k)
 
     def exact(self, block: Array, k: int) -> tuple[Array, Array]:
@@ -318,9 +342,9 @@ def open(vectors: Array, query_vectors: Array, folder: Path, choice: Choice, set
 
 
 def effort(folder: Path) -> int:
-    """How wide `tune` found that the search must be: nprobe or efSearch."""
+    """How wide `tune` found that the search must be: nprobe, efSearch or refine."""
     tuned = _json(folder / TUNED)
-    return int(tuned.get("nprobe", tuned.get("efSearch", 0)))
+    return int(next((tuned[knob] for knob in ("nprobe", "efSearch", "refine") if knob in tuned), 0))
 
 
 def _read(path: Path, rows: int, gpu: bool) -> Any:

@@ -16,10 +16,10 @@ GAIN = 0.005  # of recall: where the target is out of reach, a wider search that
 
 
 def tune(searcher: DenseSearcher, folder: Path, k: int, settings: Index, seed: int) -> dict[str, Any]:
-    """Widen the search, doubling nprobe or efSearch, until recall@k reaches the target on a seeded sample of queries.
+    """Widen the search, doubling nprobe, efSearch or refine, until recall@k reaches the target on a sample of queries.
 
     recall@k: the share of the k best inner products that the index finds; a passage that ties with the k-th counts.
-    Writes tuned.json, which `open` applies, and returns it: kind, reason, k, sample, recall, nprobe or efSearch, and
+    Writes tuned.json, which `open` applies, and returns it: kind, reason, k, sample, recall, the width by its name, and
     `warning`, a sentence, where the target is out of reach.
     """
     total = len(searcher.query_vectors)
