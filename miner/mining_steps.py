@@ -22,6 +22,7 @@ from miner.config import Mining, Retriever
 from miner.fusion import Fused
 from miner.numbering import Block, Numbered
 from miner.records import TAUGHT, texts
+from miner.shingles import spans
 from miner.stages import candidates, filters, retrieved, teacher
 from miner.steps import Context, Done
 from miner.vector_cache import VectorCache
@@ -160,6 +161,8 @@ def run_candidates(run: Context, work: Path) -> Done:
     refuse = _content(run, world, vectors)
     draw = candidates.Draw(run.job.pool_size, run.job.seed, np.zeros(len(world.passages), np.int64), vectors[0])
     counts: Counter[str] = Counter()
+    mining = run.job.mining
+    near = mining.margin_on == "rocchio" and (mining.margin_absolute, mining.margin_relative) != (None, None)
 
     def weighed() -> Iterator[tuple[str, Block, tuple[Fused, candidates.Scores, Refusals] | None]]:
         for number, block in blocks_of(run, world.queries.num_rows):
@@ -167,7 +170,7 @@ def run_candidates(run: Context, work: Path) -> Done:
                 yield number, block, None
                 continue
             found = _fused(run, number, block)
-            scores = _scores(run, world, block, found, vectors, number)
+            scores = _scores(run, world, block, found, vectors, number, near)
             yield number, block, (found, scores, refuse(block, found.query, found.row))
 
     def finish(number: str, block: Block, tables: tuple[pa.Table, pa.Table] | None) -> None:
@@ -184,7 +187,7 @@ def run_candidates(run: Context, work: Path) -> Done:
                 _count_uses(draw.used, work / f"part-{number}.parquet", world)
                 later(finish, number, block, None)
             else:
-                later(finish, number, block, candidates.run(world, block, *parts, run.job.mining, draw))
+                later(finish, number, block, candidates.run(world, block, *parts, mining, draw))
     run.numbered = None
     pooled = counts.pop("", 0)
     return Done({"candidates": pooled + counts.total(), "pool": pooled, "dropped": dict(sorted(counts.items()))})
@@ -204,12 +207,14 @@ def eligible(run: Context, world: Numbered, mining: Mining) -> Iterator[tuple[Ar
     which = "teacher_score" if mining.margin_on == "teacher" else "score"
     for number, block in blocks_of(run, world.queries.num_rows):
         found = _fused(run, number, block)
-        scores = _scores(run, world, block, found, vectors, number)
+        scores = _scores(run, world, block, found, vectors, number, mining.margin_on == "rocchio")
         refusals = refuse(block, found.query, found.row)
         table, _ = candidates.run(world, block, found, scores, refusals, mining, everything)
         rows = np.flatnonzero(table.column("pool_rank").is_valid().to_numpy())
         rows = rows[np.isin(found.query[rows], world.positives_of(block)[:, 0])]
         rank, score, lowest = (table.column(name).to_numpy()[rows] for name in ("rank", which, f"positive_{which}"))
+        if mining.margin_on == "rocchio":
+            score = candidates.rocchio(score, scores.to_positive[rows])
         yield block.low + found.query[rows], found.row[rows], rank, score, lowest
 
 
@@ -257,8 +262,9 @@ def _count_uses(used: Array, part: Path, world: Numbered) -> None:
 
 
 def _scores(
-    run: Context, world: Numbered, block: Block, found: Fused, vectors: tuple[Array, Array], number: str
+    run: Context, world: Numbered, block: Block, found: Fused, vectors: tuple[Array, Array], number: str, near: bool
 ) -> candidates.Scores:
+    """near: with the cosines to the positives."""
     kinds = [retriever.kind for retriever in run.job.mining.retrievers]
     positives = world.positives_of(block)
     dense = found.scores[:, kinds.index("dense")] if "dense" in kinds else np.full(len(found.row), np.nan, np.float32)
@@ -267,9 +273,27 @@ def _scores(
     return candidates.Scores(
         dense=_cosines(vectors, block, pairs, dense),
         positive_dense=_cosines(vectors, block, positives, np.full(len(positives), np.nan, np.float32)),
+        to_positive=_to_positive(vectors[0], pairs, positives) if near else np.full(len(pairs), np.nan, np.float32),
         teacher=taught(pairs),
         positive_teacher=taught(positives),
     )
+
+
+def _to_positive(vectors: Array, pairs: Array, positives: Array) -> Array:
+    """float32[n]: the highest cosine of each (query, passage) with a positive of its query; NaN where it has none."""
+    out = np.full(len(pairs), np.nan, np.float32)
+    known = positives[np.argsort(positives[:, 0], kind="stable")]
+    low, high = (np.searchsorted(known[:, 0], pairs[:, 0], side) for side in ("left", "right"))
+    asked = np.flatnonzero(high > low)
+    for some in spans((high - low)[asked], 65_536):
+        rows = asked[some]
+        counts = (high - low)[rows]
+        starts = np.r_[0, counts.cumsum()[:-1]]
+        at = np.repeat(low[rows] - starts, counts) + np.arange(counts.sum())
+        mine, theirs = np.repeat(pairs[rows, 1], counts), known[at, 1]
+        cosine = np.einsum("ij,ij->i", vectors[mine], vectors[theirs], dtype=np.float32)
+        out[rows] = np.maximum.reduceat(cosine, starts)
+    return out
 
 
 def _cosines(vectors: tuple[Array, Array], block: Block, pairs: Array, known: Array) -> Array:

@@ -113,8 +113,10 @@ class Mining(Model):
     )
     rank_min: int = Field(1, ge=1, description="First rank that may enter the pool (1 is the best).")
     rank_max: int | None = Field(None, ge=1, description="Last rank that may enter the pool.")
-    margin_on: Literal["dense", "teacher"] = Field(
-        "dense", description="Whose scores the margins, score_min and score_max are about."
+    margin_on: Literal["rocchio", "dense", "teacher"] = Field(
+        "rocchio",
+        description="Whose scores the margins are about: rocchio: the mean of the cosines with the query and with its"
+        " nearest positive; dense: the cosine with the query; teacher: the teacher's (score_min and score_max too).",
     )
     margin_absolute: float | None = Field(None, ge=0, le=1e6, description="Keep score <= lowest positive score - m.")
     margin_relative: float | None = Field(

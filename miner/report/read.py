@@ -135,8 +135,8 @@ def _undecided(table: pa.Table, judged: pa.Table | None) -> pa.Table:
     reason = table.column("reason").cast(pa.string()).to_numpy(zero_copy_only=False).astype(object)
     reason[pooled] = "pool" if judged is None else _said(judged)
     size = table.num_rows
-    same = ("query_id", "doc_id", "retriever", "rank", "score", "positive_score", "teacher_score", "found_by", "band")
-    columns: dict[str, Any] = {name: table.column(name) for name in same}
+    same = ("query_id", "doc_id", "retriever", "rank", "score", "positive_score", "to_positive", "teacher_score")
+    columns: dict[str, Any] = {name: table.column(name) for name in (*same, "found_by", "band")}
     columns |= {name: pa.nulls(size, DECISIONS.field(name).type) for name in (*JUDGED, "slot")}
     if judged is not None:
         place = pa.array(np.cumsum(pooled) - 1, mask=~pooled)

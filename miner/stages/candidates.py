@@ -20,10 +20,14 @@ LATER = ("max_uses", "quota", "not_sampled")  # reasons of those that passed eve
 
 @dataclass(frozen=True)
 class Scores:
-    """Of the candidates and of the block's positives, in their order: float32, the teacher's NaN where it gave none."""
+    """Of the candidates and of the block's positives, in their order: float32, the teacher's NaN where it gave none.
+
+    to_positive: a candidate's highest cosine with a positive of its query; NaN where nothing asks for it.
+    """
 
     dense: Array
     positive_dense: Array
+    to_positive: Array
     teacher: Array
     positive_teacher: Array
 
@@ -88,6 +92,7 @@ def run(
         ranking.position(query) + 1,
         scores.dense,
         lowest[query],
+        _or_null(scores.to_positive),
         _or_null(scores.teacher),
         _or_null(lowest_teacher[query]),
         _found_by(found, names),
@@ -96,6 +101,15 @@ def run(
         pa.array(pool_rank, mask=pool_rank == 0),
     ]
     return _table(columns, CANDIDATES), _positives(world, block, positives, scores)
+
+
+def rocchio(score: Array, to_positive: Array) -> Array:
+    """float32[n]: the mean of the cosines with the query and with its nearest positive.
+
+    What is relevant lies near what is known to be relevant (Rocchio 1971, with equal weights): a candidate near both is
+    more likely a positive that nobody marked than one that is as near to the query alone.
+    """
+    return np.asarray((score + to_positive) / np.float32(2), np.float32)
 
 
 def _lowest(query: Array, score: Array, size: int) -> Array:
@@ -150,6 +164,7 @@ def _tests(
     cls = world.copy_class[row]
     by_teacher = mining.margin_on == "teacher"
     score = scores.teacher if by_teacher else scores.dense
+    weighed = rocchio(score, scores.to_positive) if mining.margin_on == "rocchio" else score
     ceilings = ranking.ceiling(lowest[by_teacher][query], mining.margin_absolute, mining.margin_relative)
     never = np.zeros(len(query), bool)
     return [
@@ -161,8 +176,8 @@ def _tests(
         *_windows(found, mining),
         ("no_teacher_score", np.isnan(score)),
         ("score_max", never if mining.score_max is None else score > np.float32(mining.score_max)),
-        ("margin_absolute", score > ceilings[0]),
-        ("margin_relative", score > ceilings[1]),
+        ("margin_absolute", weighed > ceilings[0]),
+        ("margin_relative", weighed > ceilings[1]),
         ("score_min", never if mining.score_min is None else score < np.float32(mining.score_min)),
     ]
 

@@ -92,7 +92,8 @@ def _mined(candidates: pa.Table, judgments: pa.Table | None, wanted: int) -> pa.
         reason[in_pool] = _refusals(judgments)
     reason[(reason == "") & (slot == 0)] = "surplus"
     columns = {name: candidates.column(name) for name in ("query_id", "doc_id", "retriever", "rank")}
-    columns |= {name: candidates.column(name) for name in ("score", "positive_score", "teacher_score", "found_by")}
+    measured = ("score", "positive_score", "to_positive", "teacher_score", "found_by")
+    columns |= {name: candidates.column(name) for name in measured}
     columns["band"] = candidates.column("band").cast(pa.string())
     columns |= _judged(judgments, in_pool)
     columns |= {
