@@ -34,7 +34,8 @@ class World:
     positives: list[list[int]]
 
     def run(self, mining: Mining, pool: int, seed: int = 13, block: int = 1000) -> tuple[list[dict], list[dict]]:
-        """Candidates and positives as the stage gives them, block by block."""
+        """Candidates and positives as the stage gives them, block by block; the other margins: test_rocchio."""
+        mining = mining.model_copy(update={"margin_on": "dense"})
         doc_ids, query_ids = ids("d", self.passages), ids("q", self.queries)
         passages = [
             {"doc_id": d, "title": "", "text": text} for d, (text, _) in zip(doc_ids, self.passages, strict=True)
@@ -59,14 +60,14 @@ class World:
             pairs = world.positives_of(where)
             shown = np.einsum("ij,ij->i", vectors[1][where.low + pairs[:, 0]], vectors[0][pairs[:, 1]])
             scores = candidates.Scores(
-                fused.scores[:, 0], shown, *(np.full(len(x), np.nan) for x in (fused.row, shown))
+                fused.scores[:, 0], shown, *(np.full(len(x), np.nan) for x in (fused.row, fused.row, shown))
             )
             for rows, part in zip(found, candidates.run(world, where, fused, scores, [], mining, draw), strict=True):
                 rows += [{k: v for k, v in row.items() if k not in NEW} for row in part.to_pylist()]
         return found
 
 
-NEW = {"teacher_score", "positive_teacher_score", "found_by", "band"}
+NEW = {"to_positive", "teacher_score", "positive_teacher_score", "found_by", "band"}
 
 
 class Exact:

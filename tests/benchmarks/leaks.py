@@ -38,6 +38,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", default=list(leaks_data.SOURCES), choices=list(leaks_data.SOURCES))
     parser.add_argument("--vector-cache", type=Path, help="kept between runs, so that nothing is encoded twice")
+    parser.add_argument("--only", nargs="+", help="of miner's settings but the plain windows, these")
+    parser.add_argument("--max-length", type=int, default=ENCODER["max_length"], help="tokens of a passage")
     parser.add_argument("--also", action="append", default=[], help="NAME:key=value;key=value, one more setting")
     parser.add_argument("--seed", type=int, default=13)
     args = parser.parse_args()
@@ -70,7 +72,7 @@ def collect(data: Data, work: Path, cache: Path, args: argparse.Namespace) -> tu
     job = common.write_job(
         work / "job.yaml",
         data={"path": str(data.folder)},
-        encoder=ENCODER,
+        encoder={**ENCODER, "max_length": args.max_length},
         mining=settings.BASE,
         judge={"enabled": False},
         vector_cache=str(cache),
@@ -79,7 +81,8 @@ def collect(data: Data, work: Path, cache: Path, args: argparse.Namespace) -> tu
     also = {name: keys.split(";") for name, _, keys in (item.partition(":") for item in args.also)}
     found: dict[str, Kept] = {}
     failed: dict[str, str] = {}
-    for name, overrides in (settings.NAIVE | settings.OURS | also).items():
+    ours = {name: keys for name, keys in settings.OURS.items() if not args.only or name in args.only}
+    for name, overrides in (settings.NAIVE | ours | also).items():
         extra = [word for value in overrides for word in ("--set", value)]
         done = subprocess.run(common.miner("run", job, "--json", *extra), capture_output=True, text=True, check=False)
         if done.returncode:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 NEGATIVES = 7
-BASE: dict[str, Any] = {"depth": 100, "negatives": NEGATIVES, "margin_relative": None}
+BASE: dict[str, Any] = {"depth": 100, "negatives": NEGATIVES, "margin_relative": None, "margin_on": "dense"}
 # The first ranks, and windows further down: how leaks fall when negatives simply get easier.
 WINDOWS = {f"ranks from {first}": [f"mining.rank_min={first}"] for first in (3, 6, 10, 15, 20, 30, 45, 60)}
 NAIVE: dict[str, list[str]] = {"naive top-k": [], **WINDOWS}
 
 BOTH = "mining.retrievers=[{kind: dense}, {kind: bm25, language: en}]"
 MARGIN = "mining.margin_relative=0.05"
+ROCCHIO = "mining.margin_on=rocchio"
 OURS: dict[str, list[str]] = {
     "margin .05": [MARGIN],
     "margin .1": ["mining.margin_relative=0.1"],
+    "rocchio .05": [ROCCHIO, MARGIN],
+    "rocchio .1": [ROCCHIO, "mining.margin_relative=0.1"],
+    "rocchio 0": [ROCCHIO, "mining.margin_relative=0"],
     "margin absolute .05": ["mining.margin_absolute=0.05"],
     "score_max .6": ["mining.score_max=0.6"],
     "random": ["mining.sample=random"],
@@ -32,6 +36,12 @@ OURS: dict[str, list[str]] = {
     "twin queries .9": ["filters.twin_queries=0.9"],
     "twin queries .7": ["filters.twin_queries=0.7"],
     "max_uses 3": ["mining.max_uses=3"],
+    "rocchio .05, cosine .8, twins .7": [
+        ROCCHIO,
+        MARGIN,
+        "filters.near_duplicate_cosine=0.8",
+        "filters.twin_queries=0.7",
+    ],
     "margin .05, cosine .8, twins .7": [MARGIN, "filters.near_duplicate_cosine=0.8", "filters.twin_queries=0.7"],
 }
 
