@@ -31,7 +31,7 @@ FLOORS = (
     " stages.filters stages.candidates stages.judgments stages.synthetic stages.decisions"
     " stages.export",
     "job firewall golden",
-    "workers workers.local workers.ray"
+    "workers workers.local workers.ray workers.ray_search"
     " steps mining_steps m3_steps judge_watch judge_steps generate_steps export_steps engine intake"
     " estimate estimate_cluster tidy calibrate"
     " golden_sample calibrate_judge"
@@ -96,7 +96,8 @@ SIDEWAYS = {
     "searchers.tuning": "searchers.dense",
     "workers": "searchers.dense",
     "workers.local": "workers searchers.dense",
-    "workers.ray": "workers searchers.dense searchers.sharded",
+    "workers.ray": "workers workers.ray_search searchers.dense searchers.sharded",
+    "workers.ray_search": "workers searchers.dense searchers.sharded",
     "vector_cache": "store",
     "readers": "readers.rows",
     "encoders": "encoders.files encoders.int8 encoders.precomputed",
