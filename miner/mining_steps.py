@@ -27,6 +27,7 @@ from miner.steps import Context, Done
 from miner.vector_cache import VectorCache
 
 Array = np.ndarray[Any, Any]
+AHEAD = 2  # blocks of queries that are searched elsewhere while one is written here
 
 
 def world_of(run: Context) -> Numbered:
@@ -70,17 +71,22 @@ Build = Callable[[Context, Numbered, Retriever], searchers.Searcher]
 def run_retrieved(run: Context, work: Path, retriever: Retriever, build: Build) -> Done:
     world = world_of(run)
     depth = run.job.mining.window(retriever)[0]
-    searcher = None
+    blocks = [(work / f"part-{number}.parquet", block) for number, block in blocks_of(run, world.queries.num_rows)]
+    lacking = [block for part, block in blocks if not part.is_file()]
+    searcher = build(run, world, retriever) if lacking else None
     rows = 0
     with progress.bar(f"search {retriever.label}", world.queries.num_rows, "queries") as tick:
-        for number, block in blocks_of(run, world.queries.num_rows):
-            part = work / f"part-{number}.parquet"
-            if not part.is_file():
-                searcher = searcher or build(run, world, retriever)
-                store.write_table(part, retrieved.run(world, block, searcher, depth))
+        for part, block in blocks:
+            if lacking[:1] == [block] and searcher is not None:
+                if isinstance(searcher, searchers.Elsewhere):
+                    retrieved.expect(world, lacking[: 1 + AHEAD], searcher, depth)
+                store.write_table(part, retrieved.run(world, lacking.pop(0), searcher, depth))
             rows += store.count_rows(part)
             tick(block.size)
-    return Done({"rows": rows})
+    counts: dict[str, Any] = {"rows": rows}
+    if isinstance(searcher, searchers.Elsewhere):
+        counts |= searcher.report()
+    return Done(counts)
 
 
 def dense_searcher(run: Context, world: Numbered, retriever: Retriever) -> searchers.Searcher:
