@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from miner.config.mining import Index
 from miner.errors import ProviderStop
 from miner.numbering import Block
 from miner.records import PASSAGES, QRELS, QUERIES
-from miner.searchers import Elsewhere, dense, tuning
+from miner.searchers import Elsewhere, dense, exact, tuning
 from miner.stages import retrieved
 from miner.workers import ray_search
 
@@ -226,3 +227,19 @@ def test_a_search_that_is_begun_is_not_made_twice(job):
     assert ray.searches == 3
     same(searcher, job)
     assert ray.searches == 6, "asked again it is made again"
+
+
+def test_the_benchmark_knows_the_recall_of_its_vectors(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(Path(__file__).parent / "benchmarks")
+    import ray_index
+
+    np.lib.format.open_memmap(tmp_path / "p.npy", "w+", np.float32, (5000, ray_index.DIMENSION)).flush()
+    assert ray_index.write(str(tmp_path / "p.npy"), 5000, 0, 3000) == 3000
+    assert ray_index.write(str(tmp_path / "p.npy"), 5000, 3000, 5000) == 2000
+    vectors, queries = np.load(tmp_path / "p.npy"), ray_index.drawn(5000, 7, [1, 2])
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert np.array_equal(vectors[3000:], ray_index.drawn(5000, 2000, [ray_index.SEED, 1, 3000]))
+    rows = exact.nearest(queries, vectors, ray_index.K)[1]
+    assert ray_index.recalled(vectors, queries, rows) == 1.0
+    rows[:, ::4] = -1
+    assert ray_index.recalled(vectors, queries, rows) == 0.75
