@@ -88,17 +88,19 @@ def write(path: str, total: int, low: int, high: int) -> int:
 
 
 class Watch:
-    """Bytes that no file backs, and all with mapped pages: the most that this process, and any below it, held."""
+    """Bytes that no file backs, and all with mapped pages: the most that this process, and any worker of it, held."""
 
     def __init__(self) -> None:
         self.driver, self.worker = np.zeros(2), np.zeros(2)
+        self._used: dict[int, float] = {}
         self._on = True
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
 
     def _look(self) -> None:
         while self._on:
-            for pid in common.family(os.getpid()):
+            self._used |= common.family(os.getpid())
+            for pid in list(self._used):
                 held = resident(pid)
                 if pid == os.getpid():
                     self.driver = np.maximum(self.driver, held)
@@ -111,6 +113,10 @@ class Watch:
         found = self.driver, self.worker
         self.driver, self.worker = np.zeros(2), np.zeros(2)
         return found
+
+    def cpu(self) -> float:
+        """Processor seconds of all of them so far, those that have ended too."""
+        return sum((self._used | common.family(os.getpid())).values())
 
     def stop(self) -> None:
         self._on = False
@@ -143,19 +149,24 @@ class Line:
     def __init__(self, watch: Watch) -> None:
         self.values: dict[str, Any] = {}
         self._watch = watch
+        self.begin()
+
+    def begin(self) -> None:
+        self._watch.since()
+        self._start = time.perf_counter(), self._watch.cpu()
 
     @contextlib.contextmanager
     def phase(self, called: str) -> Iterator[None]:
-        self._watch.since()
-        start = time.perf_counter()
+        self.begin()
         yield
-        self.ended(called, start)
+        self.ended(called)
 
-    def ended(self, called: str, start: float) -> None:
-        self.values[f"{called} s"] = round(time.perf_counter() - start, 1)
+    def ended(self, called: str) -> None:
+        spent = time.perf_counter() - self._start[0], self._watch.cpu() - self._start[1]
+        self.values[f"{called} s"] = [round(seconds, 1) for seconds in spent]
         for who, held in zip(("driver", "worker"), self._watch.since(), strict=True):
             self.values[f"{called} {who} MB"] = [round(value / 1e6) for value in held.tolist()]
-        sys.stderr.write(f"{called}: {self.values[f'{called} s']} s\n")
+        sys.stderr.write(f"{called}: {spent[0]:.0f} s, {spent[1]:.0f} CPU s\n")
 
 
 def measure(folder: Path, rows: int, queries: int, lists: int, cluster: Any, watch: Watch) -> dict[str, Any]:
@@ -166,17 +177,16 @@ def measure(folder: Path, rows: int, queries: int, lists: int, cluster: Any, wat
     choice = dense.choose(rows, DIMENSION, queries, settings)
     choice = replace(choice, lists=lists or choice.lists)
     (folder / "index").mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
 
     def coder(trained: Array) -> dense.Coder:
-        nonlocal start
-        line.ended("train", start)
-        start = time.perf_counter()
-        return cluster.coder(trained)
+        line.ended("train")
+        line.begin()
+        found: dense.Coder = cluster.coder(trained)
+        return found
 
-    watch.since()
+    line.begin()
     built = dense.make(vectors, choice, folder / "index", SEED, coder)
-    line.ended("fill", start)
+    line.ended("fill")
     with line.phase("tune"):
         whole = dense.open(vectors, asked, folder / "index", choice, settings)
         tuned = tuning.tune(whole, folder / "index", K, settings, SEED)
@@ -231,12 +241,21 @@ def recalled(vectors: Array, queries: Array, found: Array) -> float:
 # ---------------------------------------------------------------- table
 
 
+PHASES = ("generate", "train", "fill", "tune", "start", "search")
+PLAIN = ("rows", "queries", "lists", "nprobe", "codes MB", "index MB", "files", "recall")
+
+
 def table(lines: list[dict[str, Any]]) -> str:
-    plain = ["rows", "queries", "lists", "nprobe", "generate s", "train s", "fill s", "tune s", "start s", "search s"]
-    plain += ["codes MB", "index MB", "recall"]
-    held = ["fill worker MB", "search worker MB", "train driver MB", "fill driver MB", "search driver MB"]
-    cells = [[*(f"{line[c]:,}" for c in plain), *(f"{line[c][0]:,} / {line[c][1]:,}" for c in held)] for line in lines]
-    return common.table([*plain, *held], cells)
+    """Two: seconds on the wall and, after the stroke, of the processor; then memory, own and with mapped pages."""
+    times = [[*(f"{line[c]:,}" for c in PLAIN), *(_pair(line[f"{p} s"]) for p in PHASES)] for line in lines]
+    whose = [f"{phase} {who} MB" for phase in ("train", "fill", "tune", "search") for who in ("driver", "worker")]
+    held = [[f"{line['rows']:,}", f"{line['vectors MB']:,}", *(_pair(line[c]) for c in whose)] for line in lines]
+    first = common.table([*PLAIN, *(f"{phase} s" for phase in PHASES)], times)
+    return f"{first}\n\n{common.table(['rows', 'vectors MB', *whose], held)}"
+
+
+def _pair(values: list[float]) -> str:
+    return " / ".join(f"{value:,}" for value in values)
 
 
 def alone(args: argparse.Namespace, rows: int) -> dict[str, Any]:
