@@ -29,6 +29,7 @@ from miner.vector_cache import VectorCache
 
 Array = np.ndarray[Any, Any]
 Refusals = list[tuple[str, Array]]
+AHEAD = 2  # blocks of queries that are searched elsewhere while one is written here
 
 
 def world_of(run: Context) -> Numbered:
@@ -77,7 +78,9 @@ Build = Callable[[Context, Numbered, Retriever], searchers.Searcher]
 def run_retrieved(run: Context, work: Path, retriever: Retriever, build: Build) -> Done:
     world = world_of(run)
     depth = run.job.mining.window(retriever)[0]
-    searcher = None
+    blocks = [(work / f"part-{number}.parquet", block) for number, block in blocks_of(run, world.queries.num_rows)]
+    lacking = [block for part, block in blocks if not part.is_file()]
+    searcher = build(run, world, retriever) if lacking else None
     rows = 0
 
     def finish(part: Path, block: Block, found: retrieved.Found | None) -> None:
@@ -88,14 +91,17 @@ def run_retrieved(run: Context, work: Path, retriever: Retriever, build: Build) 
         tick(block.size)
 
     with progress.bar(f"search {retriever.label}", world.queries.num_rows, "queries") as tick, behind.writer() as later:
-        for number, block in blocks_of(run, world.queries.num_rows):
-            part = work / f"part-{number}.parquet"
+        for part, block in blocks:
             found = None
-            if not part.is_file():
-                searcher = searcher or build(run, world, retriever)
-                found = retrieved.search(world, block, searcher, depth)
+            if lacking[:1] == [block] and searcher is not None:
+                if isinstance(searcher, searchers.Elsewhere):
+                    retrieved.expect(world, lacking[: 1 + AHEAD], searcher, depth)
+                found = retrieved.search(world, lacking.pop(0), searcher, depth)
             later(finish, part, block, found)
-    return Done({"rows": rows})
+    counts: dict[str, Any] = {"rows": rows}
+    if isinstance(searcher, searchers.Elsewhere):
+        counts |= searcher.report()
+    return Done(counts)
 
 
 def dense_searcher(run: Context, world: Numbered, retriever: Retriever) -> searchers.Searcher:

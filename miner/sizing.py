@@ -14,6 +14,7 @@ Rates = Mapping[str, float]
 GB, HOUR, MILLION = 1e9, 3600.0, 1e6
 LISTS, PER_LIST, TRAIN_PER_LIST, ROUNDS = 4, 39, 64, 10  # as searchers/dense.py builds an IVF
 CENTROIDS, STEP = 256, 4
+FILE = 1 << 30  # as searchers/ivf_files.py cuts an index
 EXACT_S, EXACT_CORE = 1800.0, 3e10  # as searchers/dense.py chooses
 
 
@@ -217,15 +218,16 @@ def index(work: Work, cluster: Cluster, rates: Rates) -> Stage:
     code = 2.0 * work.passages * CENTROIDS * d if work.index == "ivf-pq" else 0.0
     seconds = (train + fill + code) / (rates["build_core"] * 1e9 * cluster.cores)
     size = index_bytes(work.index, work.passages, d)
-    memory = rates["index_growth"] * size / GB + 4 * sample * d / GB + rates["process_gb"]
+    growing = min(size, FILE) / GB
+    memory = rates["index_growth"] * growing + 4 * sample * d / GB + rates["process_gb"]
     lines = (
         f"{work.index} of {count:,} lists; sample = {sample:,} vectors",
         f"training = 2 x {sample:,} x {count:,} lists x {d} x {ROUNDS} rounds = {train:.3g}",
         f"filling = 2 x {work.passages:,} x {count:,} lists x {d} = {fill:.3g}; codes = {code:.3g}",
         f"seconds = {train + fill + code:.3g} / ({rates['build_core']:g} GFLOP/s x {cluster.cores} cores of one node)"
         f" = {seconds:.3g}",
-        f"memory = {rates['index_growth']:g} x {size / GB:.3g} GB of index + {4 * sample * d / GB:.3g} GB of sample"
-        f" + {rates['process_gb']:g} GB = {memory:.3g} GB",
+        f"memory = {rates['index_growth']:g} x {growing:.3g} GB of an index file"
+        f" + {4 * sample * d / GB:.3g} GB of sample + {rates['process_gb']:g} GB = {memory:.3g} GB",
     )
     return _stage("index", f"{cluster.cores} cores", 0, seconds, memory, size, cluster, lines)
 

@@ -21,8 +21,9 @@ FLOORS = (
     "readers.rows readers.pairs readers.beir readers.flagembedding readers.hub readers.training"
     " encoders.families encoders.files encoders.onnx encoders.torch encoders.m3"
     " encoders.remote encoders.services encoders.precomputed encoders.int8 encoders.shape"
-    " searchers.dense searchers.exact searchers.tuning searchers.sharded searchers.bm25 searchers.trec_run"
-    " searchers.sparse searchers.multivector searchers.fast_codes teachers.files teachers.cross_encoder"
+    " searchers.dense searchers.exact searchers.ivf_files searchers.tuning searchers.sharded searchers.bm25"
+    " searchers.trec_run searchers.sparse searchers.multivector searchers.fast_codes"
+    " teachers.files teachers.cross_encoder"
     " llms.openai llms.lanes llms.structured llms.vllm llms.vllm_chat llms.openai_batch llms.batch_desk"
     " llms.recorded llms.ray llms.batch_files exporters.flagembedding exporters.sentence_transformers"
     " exporters.tevatron exporters.beir exporters.plain exporters.files exporters.scores exporters.split exporters.hub"
@@ -31,7 +32,7 @@ FLOORS = (
     " stages.filters stages.candidates stages.judgments stages.synthetic stages.decisions"
     " stages.export",
     "job firewall golden",
-    "workers workers.local workers.ray"
+    "workers workers.local workers.ray workers.ray_search"
     " steps mining_steps m3_steps judge_watch judge_steps generate_steps export_steps engine intake"
     " estimate estimate_cluster tidy calibrate"
     " golden_sample calibrate_judge"
@@ -92,12 +93,14 @@ SIDEWAYS = {
     "encoders.m3": "encoders.files encoders.onnx",
     "encoders.remote": "encoders.families encoders.services",
     "steps": "encoders.precomputed workers",
-    "searchers.dense": "searchers.exact searchers.fast_codes",
-    "searchers.sharded": "searchers.dense searchers.exact",
+    "searchers.dense": "searchers.exact searchers.fast_codes searchers.ivf_files",
+    "searchers.ivf_files": "searchers.exact store",
+    "searchers.sharded": "searchers.dense searchers.exact searchers.ivf_files",
     "searchers.tuning": "searchers.dense",
     "workers": "searchers.dense",
     "workers.local": "workers searchers.dense",
-    "workers.ray": "workers searchers.dense searchers.sharded",
+    "workers.ray": "workers workers.ray_search searchers.dense searchers.sharded",
+    "workers.ray_search": "workers searchers.dense searchers.exact searchers.sharded",
     "vector_cache": "store",
     "readers": "readers.rows",
     "encoders": "encoders.files encoders.int8 encoders.precomputed",

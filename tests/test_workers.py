@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from miner import chunks, config, workers
 from miner.config.mining import Index
 from miner.errors import UserError
-from miner.searchers import dense, exact, sharded, tuning
+from miner.searchers import dense, exact, ivf_files, sharded, tuning
 from miner.stages import teacher, vectors
 from miner.vector_cache import VectorCache, keys
 
@@ -130,6 +132,66 @@ def test_shards_of_an_ivf_find_what_the_whole_finds(index, shards):
     found = sharded.final(merged(parts, wanted, shards), K)
     for one, other in zip(found, whole.indexed(queries, K), strict=True):
         assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("size", [1, 30_000, 200_000])  # a file for each block, for some blocks, one for all
+def test_an_ivf_in_many_files_finds_what_one_file_finds(index, tmp_path, monkeypatch, size):
+    passages, queries, folder, choice, settings = index
+    monkeypatch.setattr(dense, "ADD", 700)
+    monkeypatch.setattr(ivf_files, "PART", size)
+    (tmp_path / "dense-900.faiss").write_text("of an interrupted run with smaller parts")
+    report = dense.make(passages, choice, tmp_path, 13)
+    shutil.copy(folder / tuning.TUNED, tmp_path)
+    files = ivf_files.files(tmp_path / dense.FILE)
+    rows = max(700, 700 * -(-size // (700 * bytes_a_row(choice))))
+    assert len(files) == -(-12_000 // rows)
+    assert sorted(tmp_path.glob("*.faiss")) == sorted(files)
+    assert report["bytes"] == sum(path.stat().st_size for path in files)
+    assert _lists(tmp_path, choice) == _lists(folder, choice)
+    many, one = (dense.open(passages, queries, at, choice, settings) for at in (tmp_path, folder))
+    for found, wanted in zip(many.indexed(queries, K), one.indexed(queries, K), strict=True):
+        assert np.array_equal(found, wanted)
+
+
+def bytes_a_row(choice: dense.Choice) -> int:
+    return 8 + (choice.code or 4 * 16)
+
+
+def _lists(folder: Path, choice: dense.Choice) -> list[tuple[bytes, bytes]]:
+    """Row numbers and codes of every list of the index of `folder`."""
+    index = sharded.cut(folder, choice, 0, 12_000)  # which owns its lists
+    lists = index.invlists
+    sizes = [lists.list_size(n) for n in range(lists.nlist)]
+    return [
+        tuple(
+            faiss.rev_swig_ptr(column, size * width).tobytes()
+            for column, width in ((lists.get_ids(n), 1), (lists.get_codes(n), lists.code_size))
+        )
+        for n, size in enumerate(sizes)
+        if size
+    ]
+
+
+def test_an_index_that_lacks_one_of_its_files_is_refused(index, tmp_path, monkeypatch):
+    passages, queries, _, choice, settings = index
+    monkeypatch.setattr(dense, "ADD", 700)
+    monkeypatch.setattr(ivf_files, "PART", 1)
+    dense.make(passages, choice, tmp_path, 13)
+    (tmp_path / "dense-003.faiss").unlink()
+    with pytest.raises(UserError, match=r"holds 11300 vectors, the corpus 12000; run the job"):
+        dense.open(passages, queries, tmp_path, choice, settings)
+
+
+def test_files_read_into_memory_are_one_index(index, tmp_path, monkeypatch):
+    """As for a GPU."""
+    passages, queries, folder, choice, _ = index
+    monkeypatch.setattr(dense, "ADD", 700)
+    monkeypatch.setattr(ivf_files, "PART", 1)
+    dense.make(passages, choice, tmp_path, 13)
+    many, one = ivf_files.read(tmp_path / dense.FILE, False), ivf_files.read(folder / dense.FILE, True)
+    assert many.ntotal == one.ntotal == len(passages)
+    for found, wanted in zip(exact.listed(many, queries, K), exact.listed(one, queries, K), strict=True):
+        assert np.array_equal(found, wanted)
 
 
 def test_a_query_has_one_list_of_an_ivf_alone_or_in_a_block(index):

@@ -6,7 +6,7 @@ corpus step's tables, which are sorted by id.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,3 +19,14 @@ class Searcher(Protocol):
 
         -1 (score -inf) where a query has fewer than k; how ties are ordered is left to the searcher. k <= passages.
         """
+
+
+@runtime_checkable
+class Elsewhere(Searcher, Protocol):
+    """A searcher whose work is done by others while this process does its own."""
+
+    def expect(self, queries: Array, k: int) -> None:
+        """Begin a search that will be asked for, with the same queries and k. Once begun, it is not begun again."""
+
+    def report(self) -> dict[str, Any]:
+        """How it worked, for the manifest."""

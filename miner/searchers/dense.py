@@ -1,8 +1,8 @@
 """The dense retriever's index: FAISS over one vector a passage; the score is the inner product.
 
 flat is exact and needs no file: it searches the vectors where they lie. pq, hnsw, ivf-flat and ivf-pq write
-`dense.faiss`, opened memory-mapped where faiss can. What those find is scored anew from the vectors, so a score is the
-exact float32 inner product whatever the kind, and equal vectors tie.
+`dense.faiss` (a large IVF more than one: ivf_files), opened memory-mapped where faiss can. What those find is scored
+anew from the vectors, so a score is the exact float32 inner product whatever the kind, and equal vectors tie.
 
 Sources: faiss wiki, "Guidelines to choose an index" and "Faiss indexes"; Malkov and Yashunin 2016 (HNSW); Jegou,
 Douze and Schmid 2011 (product quantisation).
@@ -25,7 +25,7 @@ from miner import store
 from miner.chunks import each
 from miner.config.mining import Index
 from miner.errors import UserError
-from miner.searchers import Array, exact, fast_codes
+from miner.searchers import Array, exact, fast_codes, ivf_files
 
 _faiss: Any = faiss  # whose type stubs lack some functions
 FILE, CHOICE, TUNED = "dense.faiss", "choice.json", "tuned.json"
@@ -160,15 +160,19 @@ def make(
 
     coder: may make a chunks.Many; then an IVF, which is trained here, is filled by several workers at once.
 
-    Writes choice.json and, unless flat, dense.faiss. Beside the index, which is built in memory, it takes 16 Ki
-    vectors at a time and the training sample: 64 vectors per list, or for ivf-pq 9,984 if that is more.
+    Writes choice.json and, unless flat, dense.faiss. It takes memory for the graph of hnsw, for one file of an IVF (see
+    ivf_files), for 16 Ki vectors at a time, and for the training sample: 64 vectors per list, or for ivf-pq 9,984 if
+    that is more.
     """
-    if choice.kind != "flat":
-        simple = {"hnsw": _hnsw, "pq": _pq}.get(choice.kind)
-        index = simple(vectors, choice, seed) if simple else _ivf(vectors, choice, seed, coder)
+    size = 0
+    if simple := {"hnsw": _hnsw, "pq": _pq}.get(choice.kind):
+        index = simple(vectors, choice, seed)
         store.replace(folder / FILE, lambda part: faiss.write_index(index, str(part)))
+        size = (folder / FILE).stat().st_size
+    elif choice.kind != "flat":
+        trained = _trained(vectors, choice, seed)
+        size = ivf_files.write(folder / FILE, trained, _coded(vectors, coder(trained)))
     store.write_json(folder / CHOICE, asdict(choice))
-    size = (folder / FILE).stat().st_size if choice.kind != "flat" else 0
     details = {key: value for key, value in asdict(choice).items() if value}
     return {**details, "passages": len(vectors), "bytes": size}
 
@@ -192,7 +196,8 @@ def _sample(vectors: Array, size: int, seed: int) -> Array:
     return vectors[np.sort(np.random.default_rng(seed).choice(len(vectors), min(size, len(vectors)), replace=False))]
 
 
-def _ivf(vectors: Array, choice: Choice, seed: int, coder: Callable[[Array], Coder]) -> Any:
+def _trained(vectors: Array, choice: Choice, seed: int) -> Array:
+    """uint8[n]: the IVF without rows, serialised."""
     width = choice.width or int(vectors.shape[1])
     coarse = faiss.IndexFlatIP(width)
     if choice.kind == "ivf-flat":
@@ -206,18 +211,19 @@ def _ivf(vectors: Array, choice: Choice, seed: int, coder: Callable[[Array], Cod
     index.train_q1(len(train), faiss.swig_ptr(train), False, faiss.METRIC_INNER_PRODUCT)
     with _one_thread():  # a hundred tiny clusterings: on a busy machine, threads wait for each other at each step
         index.train(train)
-    _fill(index, vectors, coder(np.asarray(faiss.serialize_index(index))))
-    return index
+    return np.asarray(faiss.serialize_index(index))
 
 
-def _fill(index: Any, vectors: Array, coder: Coder) -> None:
-    """In the order of the rows, in whatever order their codes come."""
+def _coded(vectors: Array, coder: Coder) -> Iterator[Array]:
+    """The codes of ADD rows at a time, in the order of the rows, in whatever order they come."""
     waiting: dict[int, Array] = {}
+    done = 0
     blocks = ((np.asarray(vectors[start : start + ADD]),) for start in range(0, len(vectors), ADD))
     for number, codes in each(coder, "codes", blocks):
         waiting[number] = codes
-        while (found := waiting.pop(index.ntotal // ADD, None)) is not None:
-            index.add_sa_codes(found, np.arange(index.ntotal, index.ntotal + len(found)))
+        while (found := waiting.pop(done, None)) is not None:
+            yield found
+            done += 1
 
 
 @contextmanager
@@ -348,23 +354,15 @@ def effort(folder: Path) -> int:
 
 
 def _read(path: Path, rows: int, gpu: bool) -> Any:
-    # The first flag maps inverted lists, the second hnsw; the second is younger than faiss 1.9, which then reads all.
-    flags = 0 if gpu else faiss.IO_FLAG_MMAP if _is_ivf(path) else getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
     try:
-        index = faiss.read_index(str(path), flags)
+        # This flag maps an hnsw; it is younger than faiss 1.9, which then reads all.
+        flag = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
+        index = ivf_files.read(path, not gpu) if ivf_files.is_ivf(path) else faiss.read_index(str(path), flag)
     except RuntimeError as error:
         raise UserError(f"{path}: cannot read ({_last(error)}); run the job, which makes it anew") from None
     if index.ntotal != rows:
         raise UserError(f"{path}: holds {index.ntotal} vectors, the corpus {rows}; run the job, which makes it anew")
     return index
-
-
-def _is_ivf(path: Path) -> bool:
-    try:
-        with path.open("rb") as handle:
-            return handle.read(2) == b"Iw"  # faiss's four letters of an IVF index: IwFl, IwPQ
-    except OSError as error:
-        raise UserError(f"{path}: cannot read ({error.strerror}); run the job, which makes it anew") from None
 
 
 def _moved(vectors: Array, index: Any) -> Any:

@@ -16,9 +16,8 @@ import faiss
 import numpy as np
 
 from miner.config.mining import Index
-from miner.searchers import Array, dense, exact
+from miner.searchers import Array, dense, exact, ivf_files
 
-_faiss: Any = faiss  # whose type stubs lack some functions
 KINDS = ("flat", "ivf-flat", "ivf-pq")
 
 
@@ -32,11 +31,12 @@ class Part(NamedTuple):
 
 
 class Shard:
-    """vectors: float32[high - low, d], of the passages from `low`; index: see `cut`, None searches the vectors."""
+    """vectors: float32[high - low, d], of the passages from `low`, a memmap too; index: see `cut`."""
 
-    def __init__(self, low: int, vectors: Array, index: Array | None, width: int, effort: int, threads: int) -> None:
-        self._low, self._vectors, self._width, self._threads = low, vectors, width, threads
-        self._index = None if index is None else exact.unpacked(index)
+    def __init__(self, low: int, vectors: Array, index: Any, width: int, effort: int, threads: int) -> None:
+        # A memmap stays one: no copy.
+        self._low, self._vectors = low, np.ascontiguousarray(vectors, np.float32)
+        self._index, self._width, self._threads = index, width, threads
         if self._index is not None:
             self._index.nprobe = effort
 
@@ -51,17 +51,14 @@ class Shard:
         return Part(row, found, exact.rescored(block, self._vectors, np.where(row < 0, -1, row - self._low)))
 
 
-def cut(folder: Path, choice: dense.Choice, low: int, high: int) -> Array | None:
-    """uint8[n]: the rows low..high of the index of `folder`, serialised; None for a flat one, which has no file."""
-    if choice.kind == "flat":
-        return None
-    whole, part = (_faiss.read_index(str(folder / dense.FILE), faiss.IO_FLAG_MMAP) for _ in range(2))
-    empty = _faiss.ArrayInvertedLists(part.nlist, part.code_size)
-    empty.this.disown()  # the index frees it
-    part.replace_invlists(empty, True)
-    part.ntotal = 0
-    whole.copy_subset_to(part, _faiss.InvertedLists.SUBSET_TYPE_ID_RANGE, low, high)
-    return np.asarray(faiss.serialize_index(part))
+def cut(folder: Path, choice: dense.Choice, low: int, high: int) -> Any:
+    """The rows low..high of the index of `folder`, in memory; None of a flat one, which has no file."""
+    return None if choice.kind == "flat" else ivf_files.cut(folder / dense.FILE, low, high)
+
+
+def packed(index: Any) -> Array | None:
+    """uint8[n], for exact.unpacked; None of None."""
+    return None if index is None else np.asarray(faiss.serialize_index(index))
 
 
 def bounds(rows: int, shards: int) -> Iterator[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pyarrow as pa
 from miner import ranking
 from miner.numbering import Block, Numbered, are_positive
 from miner.records import RETRIEVED
-from miner.searchers import Searcher
+from miner.searchers import Elsewhere, Searcher
 
 Array = np.ndarray[Any, Any]
 Found = tuple[Array, Array, Array]  # query, counted from block.low, passage and score, by (query, -score, passage)
@@ -29,8 +29,7 @@ def run(world: Numbered, block: Block, searcher: Searcher, depth: int) -> pa.Tab
 
 def search(world: Numbered, block: Block, searcher: Searcher, depth: int) -> Found:
     """What the searcher gives for the queries of a block, enough for `listed`; sorted as it wants it."""
-    positives = world.positives_of(block)
-    wanted = _wanted(world, positives, block.size, depth)
+    wanted = _wanted(world, world.positives_of(block), block.size, depth)
     total = len(world.passages)
     lists = [
         part
@@ -40,6 +39,19 @@ def search(world: Numbered, block: Block, searcher: Searcher, depth: int) -> Fou
     query, row, score = (np.concatenate(parts) for parts in zip(*lists, strict=True))
     order = np.argsort(query, kind="stable")  # a query is in one part, best first there
     return query[order], row[order], score[order]
+
+
+def expect(world: Numbered, blocks: Iterable[Block], searcher: Elsewhere, depth: int) -> None:
+    """Tell it what `run` will ask of these blocks: of all together, no more than one search may be long."""
+    room = LONGEST
+    for block in blocks:
+        wanted = _wanted(world, world.positives_of(block), block.size, depth)
+        for k, queries in _by_size(wanted, len(world.passages)):
+            for some in _pieces(queries, k):
+                room -= k * len(some)
+                if room < 0:
+                    return
+                searcher.expect(block.low + some, k)
 
 
 def listed(world: Numbered, block: Block, query: Array, row: Array, score: Array, depth: int) -> pa.Table:
@@ -65,6 +77,11 @@ def _by_size(wanted: Array, total: int) -> list[tuple[int, Array]]:
     return [(min(int(k), total), np.flatnonzero(sizes == k)) for k in np.unique(sizes)]
 
 
+def _pieces(queries: Array, k: int) -> Iterator[Array]:
+    step = max(1, LONGEST // k)
+    return (queries[start : start + step] for start in range(0, len(queries), step))
+
+
 def _ranked(
     low: int, queries: Array, wanted: Array, k: int, total: int, searcher: Searcher
 ) -> Iterator[tuple[Array, Array, Array]]:
@@ -73,8 +90,7 @@ def _ranked(
     A searcher breaks ties as it likes, so a list in which a tie runs from the last wanted row to the end is asked for
     again, longer: the passages tied with it may lie behind the end.
     """
-    step = max(1, LONGEST // k)
-    for some in (queries[start : start + step] for start in range(0, len(queries), step)):
+    for some in _pieces(queries, k):
         scores, found = searcher.search(low + some, k)
         last = np.minimum(wanted[some], k)[:, None] - 1
         tie = np.take_along_axis(scores, last, 1)[:, 0] == scores[:, -1]

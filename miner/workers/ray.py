@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("miner")
 RETRIES = 8  # of a task whose worker or node was lost; a text that kills every worker ends the run
 AHEAD = 2  # tasks that wait for each one that runs
-PIECE = 1024  # queries that travel together
-FAN = 8  # lists merged at once
 KNOCK_S = 10.0
 PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "HF_TOKEN")
 
@@ -119,12 +117,14 @@ class Cluster:
 
     def dense(self, passages: Array, queries: Array, folder: Path, settings: config.Index) -> Searcher:
         from miner.searchers import dense, sharded
+        from miner.workers import ray_search
 
         choice = dense.chosen(folder)
         if choice.kind not in sharded.KINDS:
             log.info("ray: an index of kind %s is not cut; it is searched here", choice.kind)
             return dense.open(passages, queries, folder, choice, settings)
-        return _Sharded(self._ray, self._engine, self._engine.shards or self.most, passages, queries, folder, settings)
+        shards = self._engine.shards or self.most
+        return ray_search.Sharded(self._ray, self._engine, get, shards, passages, queries, folder, settings)
 
     def put(self, value: Any) -> Any:
         """Ship it once for all tasks."""
@@ -216,66 +216,3 @@ class _Teachers(_Many):
     def score(self, pairs: list[tuple[str, str]]) -> Scores:
         found: Scores = self._one("score", pairs)
         return found
-
-
-# ---------------------------------------------------------------- search
-
-
-class _Sharded:
-    """A Searcher over actors, one a shard. An actor that is lost starts anew elsewhere, and its call is made again."""
-
-    def __init__(
-        self,
-        ray: Any,
-        engine: config.Engine,
-        shards: int,
-        passages: Array,
-        queries: Array,
-        folder: Path,
-        settings: config.Index,
-    ) -> None:
-        from miner.searchers import dense, sharded
-
-        self._ray, self._queries, self._settings, self._rows = ray, queries, settings, len(passages)
-        self._choice = dense.chosen(folder)
-        self._merge = ray.remote(sharded.merged).options(num_cpus=0, max_retries=RETRIES)
-        # Of no cores once it is placed: where a node is lost, the others can take in its shards.
-        shard = ray.remote(sharded.Shard).options(max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")
-        effort, threads = dense.effort(folder), max(1, int(engine.cpus))
-        # Held here, so that an actor that starts anew finds what it is made of.
-        self._parts = [
-            (
-                low,
-                ray.put(np.ascontiguousarray(passages[low:high], np.float32)),
-                ray.put(sharded.cut(folder, self._choice, low, high)),
-            )
-            for low, high in sharded.bounds(len(passages), shards)
-        ]
-        self._shards = [shard.remote(*part, self._choice.width, effort, threads) for part in self._parts]
-
-    def search(self, queries: Array, k: int) -> tuple[Array, Array]:
-        """As DenseSearcher.search."""
-        from miner.searchers import sharded
-
-        block = np.ascontiguousarray(self._queries[queries], np.float32)
-        wanted, exactly = sharded.wanted(k, self._rows, self._choice, self._settings)
-        scores, rows = self._found(block, k, wanted, exactly)
-        if len(short := np.flatnonzero(rows[:, min(k, self._rows) - 1] < 0)):
-            scores[short], rows[short] = self._found(block[short], k, min(k, self._rows), True)
-        return scores, rows
-
-    def _found(self, block: Array, k: int, wanted: int, exactly: bool) -> tuple[Array, Array]:
-        from miner.searchers import sharded
-
-        pieces = [self._ray.put(block[start : start + PIECE]) for start in range(0, len(block), PIECE)]
-        lists = [
-            self._tree([s.search.remote(piece, wanted, exactly) for s in self._shards], wanted) for piece in pieces
-        ]
-        found = [sharded.final(get(self._ray, one), k) for one in lists]
-        scores, rows = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return scores, rows
-
-    def _tree(self, parts: list[Any], wanted: int) -> Any:
-        while len(parts) > 1:
-            parts = [self._merge.remote(wanted, *parts[at : at + FAN]) for at in range(0, len(parts), FAN)]
-        return parts[0]

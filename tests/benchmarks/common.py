@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -39,6 +40,21 @@ def child(argv: Sequence[str | Path], log: Path) -> Child:
     if process.returncode:
         raise SystemExit(f"{' '.join(map(str, argv))}: exit status {process.returncode}\n{log.read_text()[-3000:]}")
     return Child(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, printed)
+
+
+def family(pid: int) -> dict[int, float]:
+    """A process and all below it, and the processor seconds that each of them had."""
+    children: dict[int, list[int]] = {}
+    used: dict[int, float] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+            used[int(stat.parent.name)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    found = [pid]
+    for one in found:
+        found += children.get(one, [])
+    return {one: used.get(one, 0.0) for one in found}
 
 
 def say(text: str) -> None:
