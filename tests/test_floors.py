@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1] / "miner"
 FLOORS = (
     "miner records errors",
     "config config.base config.data config.encoder config.engine config.mining config.llm config.export config.job"
-    " config.load yaml_file store ledger ledger_shards ledger_tail urls vector_cache ragged_cache chunks",
+    " config.load yaml_file store apart ledger ledger_shards ledger_tail urls vector_cache ragged_cache chunks",
     "shingles languages ranking fusion selection calibration bounds resampling agreement acceptance numbering prompts"
     " answers prompt_files progress models provider card meter pace"
     " canaries cascade packs shares synthetic_checks sizing rates"
