@@ -33,6 +33,12 @@ def family(pid: int) -> list[int]:
     return found
 
 
+def alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
 class Node:
     def __init__(self, *arguments: str, **env: str) -> None:
         command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus=1"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from clusters import alive
 
 SCRIPT = """
 import os, signal, sys, time
@@ -101,12 +101,6 @@ def test_the_child_goes_with_its_parent():
         while time.monotonic() < deadline and alive(child):
             time.sleep(0.02)
     assert not alive(child)
-
-
-def alive(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
 
 
 def test_on_a_terminal_one_ctrl_c_is_one_and_the_terminal_is_seen():

@@ -120,7 +120,7 @@ SIDEWAYS = {
     "commands.sizing_views": "commands.common",
     "llms.vllm": "llms.vllm_chat",
     "ledger_shards": "ledger store",
-    "llms.ray": "llms.openai",
+    "llms.ray": "llms.openai llms.vllm llms.vllm_chat",
     "urls": "config store",
     "llms.recorded": "llms.batch_files",
     "llms.batch_desk": "llms.batch_files",

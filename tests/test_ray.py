@@ -5,6 +5,7 @@ What is compared is bytes: the same job done in one process and on the cluster, 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import clusters
+import pexpect
 import pytest
 import toy
 import yaml
@@ -158,6 +160,40 @@ def test_the_head_is_killed_and_the_next_run_goes_on(tmp_path, own_cluster, clus
     assert digests(job) == digests(large_done)
     stamp = json.loads((job.with_suffix(".job") / "manifest.json").read_text())["steps"]["vectors"]
     assert stamp["counts"]["passages"]["encoded"] < 924, "what was encoded before is not encoded again"
+
+
+@pytest.mark.parametrize("where", ["cluster", "local"])
+def test_ctrl_c_in_the_encoding_stops_all_and_the_next_run_goes_on(
+    tmp_path, cluster, cluster_environment, call, large_done, where
+):
+    """On a terminal, which sends the signal to every process of the group: `local` has Ray's own among them."""
+    job, address = twin(large_done, tmp_path / "stopped"), cluster.address if where == "cluster" else "local"
+    arguments = ["-m", "miner", "run", str(job), "--engine", "ray", "--set", f"engine.address={address}"]
+    child = pexpect.spawn(sys.executable, arguments, env=cluster_environment, encoding="utf-8", dimensions=(50, 500))
+    cache = job.with_suffix(".job") / "vector_cache"
+    deadline = time.monotonic() + 120
+    while len(list(cache.rglob("*.keys.npy"))) < 2:
+        assert child.isalive()
+        assert time.monotonic() < deadline
+        with contextlib.suppress(pexpect.TIMEOUT):
+            child.expect("\0", timeout=0.02)  # reads what it says, or it would wait for room
+    below = clusters.family(child.pid)
+    assert len(below) > (2 if where == "local" else 1)
+    child.sendintr()
+    child.expect("interrupted; what is done is kept. Go on with: miner run .*--engine ray", timeout=60)
+    child.expect(pexpect.EOF, timeout=60)
+    said = child.before
+    child.close()
+    assert child.exitstatus == 130
+    assert "Traceback" not in said
+    deadline = time.monotonic() + 30
+    while left := [pid for pid in below if clusters.alive(pid)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    call(job, address)
+    assert digests(job) == digests(large_done)
+    stamp = json.loads((job.with_suffix(".job") / "manifest.json").read_text())["steps"]["vectors"]
+    assert stamp["counts"]["passages"]["encoded"] < 924
 
 
 SCRIPT = """
