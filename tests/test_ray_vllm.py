@@ -108,10 +108,10 @@ def files(job: Path) -> dict[str, dict[str, str]]:
     return {name: tree_digest(root / name) for name in ("judgments", "export")}
 
 
-def failures(job: Path) -> list[tuple[str, str]]:
+def failures(job: Path) -> list[str]:
     ledger = Ledger(job.with_suffix(".job") / "ledger.sqlite")
     try:
-        return sorted((row["reason"], str(row["about"])) for row in ledger.failures())
+        return sorted(row["reason"] for row in ledger.failures())
     finally:
         ledger.close()
 
@@ -126,7 +126,7 @@ def test_the_same_bytes_as_one_engine_and_an_odd_row_is_a_row_with_its_reason(wo
     odd = {(row["doc_id"], row["status"]) for row in rows if row["doc_id"] in ODD}
     assert odd >= {("cat-food", "missing"), ("dog-food", "truncated")}
     assert failures(job) == failures(local[0])
-    assert {reason for reason, _ in failures(job)} == {"vLLM refuses it: a poisoned passage"}
+    assert set(failures(job)) == {"vLLM refuses it: a poisoned passage"}
     assert not list(job.with_suffix(".job").glob("ledger_shards/*.jsonl"))
 
 
@@ -167,7 +167,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line(world, prepared, tmp_path, sh
 def test_a_row_that_ends_every_process_ends_the_run(world, prepared, tmp_path, shared_cache):
     job = prepared(tmp_path / "job", odd={"cat-food": "DEADLY"})
     last = world.run(job, 5).splitlines()[-1]
-    assert re.match("miner: ray: a batch of .* ended 9 workers, .*; what is done is kept, run again", last), last
+    assert re.match("miner: ray: a batch of .* ended 4 workers, .*; what is done is kept, run again", last), last
     assert world.asked().total() > 9, "those beside it were answered"
 
 

@@ -40,7 +40,7 @@ from miner.llms.vllm_chat import in_order
 from miner.meter import Meter
 
 log = logging.getLogger("miner")
-TRIES = 9  # of a batch whose actor was lost; one that ends every process it comes to ends the run
+TRIES = 4  # of a batch whose actor was lost, each with a model to load; what ends every process ends the run
 Done = Callable[[Request, Answer], None]
 Load = Callable[[Endpoint, Meter], llms.Backend]
 ENDED = (
