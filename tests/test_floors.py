@@ -24,7 +24,7 @@ FLOORS = (
     " searchers.dense searchers.exact searchers.tuning searchers.sharded searchers.bm25 searchers.trec_run"
     " searchers.sparse searchers.multivector teachers.files teachers.cross_encoder"
     " llms.openai llms.lanes llms.structured llms.vllm llms.vllm_chat llms.openai_batch llms.batch_desk"
-    " llms.recorded llms.ray llms.batch_files exporters.flagembedding exporters.sentence_transformers"
+    " llms.recorded llms.ray llms.ray_actor llms.batch_files exporters.flagembedding exporters.sentence_transformers"
     " exporters.tevatron exporters.beir exporters.plain exporters.files exporters.scores exporters.split exporters.hub"
     " trials.sentence_transformers trials.ir_measures trials.matplotlib",
     "stages stages.corpus stages.vectors stages.m3_vectors stages.retrieved stages.teacher"
@@ -120,7 +120,8 @@ SIDEWAYS = {
     "commands.sizing_views": "commands.common",
     "llms.vllm": "llms.vllm_chat",
     "ledger_shards": "ledger store",
-    "llms.ray": "llms.openai llms.vllm llms.vllm_chat",
+    "llms.ray": "llms.openai llms.ray_actor llms.vllm llms.vllm_chat",
+    "llms.ray_actor": "llms.openai",
     "urls": "config store",
     "llms.recorded": "llms.batch_files",
     "llms.batch_desk": "llms.batch_files",

@@ -164,10 +164,12 @@ def test_the_head_is_killed_and_the_next_run_goes_on(tmp_path, own_cluster, clus
 
 @pytest.mark.parametrize("where", ["cluster", "local"])
 def test_ctrl_c_in_the_encoding_stops_all_and_the_next_run_goes_on(
-    tmp_path, cluster, cluster_environment, call, large_done, where
+    tmp_path, request, cluster_environment, call, large_done, where
 ):
     """On a terminal, which sends the signal to every process of the group: `local` has Ray's own among them."""
-    job, address = twin(large_done, tmp_path / "stopped"), cluster.address if where == "cluster" else "local"
+    job, address = twin(large_done, tmp_path / "stopped"), "local"
+    if where == "cluster":
+        address = request.getfixturevalue("cluster").address
     arguments = ["-m", "miner", "run", str(job), "--engine", "ray", "--set", f"engine.address={address}"]
     child = pexpect.spawn(sys.executable, arguments, env=cluster_environment, encoding="utf-8", dimensions=(50, 500))
     cache = job.with_suffix(".job") / "vector_cache"

@@ -34,6 +34,7 @@ from miner.config import Budget, Endpoint, Engine
 from miner.errors import BudgetReached, ProviderStop, UserError
 from miner.ledger import Answer, Ledger, Request
 from miner.llms import ray as over
+from miner.llms import ray_actor
 from miner.llms.vllm import Refused, Vllm, VllmBackend
 from miner.llms.vllm_chat import LOWEST, chat_completion, in_order, sampling
 from miner.meter import Meter
@@ -373,7 +374,7 @@ def test_a_second_ctrl_c_ends_it_at_once(tmp_path):
 # ---------------------------------------------------------------- on a cluster, without the cluster
 
 
-def ended(actor: over.Asker) -> None:
+def ended(actor: ray_actor.Asker) -> None:
     """As the end of its process."""
     actor._meter.ledger.close()
     actor._scratch.cleanup()
@@ -385,7 +386,7 @@ def test_a_driver_and_an_actor_settle_every_row_once(tmp_path):
     meter = Meter(endpoint, Ledger(tmp_path / "ledger.sqlite"), Budget(max_requests=10))
     driver = over.RayBackend(over.Engines(endpoint, Engine(kind="ray")), endpoint, meter, Engine(kind="ray"))
     _, _, *more = driver._made_of(2)
-    actor = over.Asker(over.Begun().begin, endpoint, lambda own, its: VllmBackend(engine, own, its), *more)
+    actor = ray_actor.Asker(ray_actor.Begun().begin, endpoint, lambda own, its: VllmBackend(engine, own, its), *more)
     batches: list[dict[str, Any]] = []
 
     def rows(wave: list[Request]) -> Iterator[dict[str, Any]]:
@@ -423,11 +424,11 @@ def test_an_actor_that_starts_anew_asks_only_what_its_shard_lacks(tmp_path):
     token = ledger_shards.share(folder)
     wave = [make(text) for text in ("ant", "bee", "cow", "death")]
     batch = {"request": [json.dumps({**vars(one), "batch": "b", "reserved": None}) for one in wave]}
-    asked, begun = [], over.Begun()
+    asked, begun = [], ray_actor.Begun()
     for _ in range(2):
         engine = Words()
         load = partial(lambda engine, own, its: VllmBackend(engine, own, its), engine)
-        actor = over.Asker(begun.begin, endpoint, load, Budget(), {}, str(folder), token)
+        actor = ray_actor.Asker(begun.begin, endpoint, load, Budget(), {}, str(folder), token)
         *rows, end = map(json.loads, actor(batch)["row"])
         asked.append(engine.calls)
         ended(actor)
@@ -436,9 +437,9 @@ def test_an_actor_that_starts_anew_asks_only_what_its_shard_lacks(tmp_path):
         assert answered == [True, True, False, False]
         assert [row["became"] for row in rows] == ["sent", "sent", "released", "released"]
     assert asked == [[["ant", "bee"], ["cow", "death"]], [["cow", "death"]]]
-    for _ in range(over.TRIES - 2):
+    for _ in range(ray_actor.TRIES - 2):
         begun.begin("b")
-    actor = over.Asker(begun.begin, endpoint, load, Budget(), {}, str(folder), token)
+    actor = ray_actor.Asker(begun.begin, endpoint, load, Budget(), {}, str(folder), token)
     *rows, end = map(json.loads, actor(batch)["row"])
     ended(actor)
     assert end["stop"][0] == "ProviderStop"
