@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from miner.commands import audit, calibrate_judge, complete, doctor, evaluate, golden, ledger, look, prompt, report
-from miner.commands.common import AsJson, JobFile, Overrides, load, print_json, resumable
+from miner.commands.common import AsJson, JobFile, Overrides, load, load_to_work, print_json, resumable
 from miner.errors import MinerError, UserError
 
 app = typer.Typer(
@@ -168,7 +168,7 @@ def margin(
     if not 0 < target < 1 or not 0 < hide < 1:
         raise UserError("calibrate margin: --target-fn and --hide lie between 0 and 1")
     with resumable():
-        job = load(job_file, set_)
+        job = load_to_work(job_file, set_)
         from miner import calibrate as calibration_of
         from miner import engine, views
 
@@ -187,10 +187,11 @@ def requests(
 ) -> None:
     """Write every LLM request that the job still needs and can name now."""
     with resumable():
+        job = load_to_work(job_file, set_)
         from miner import engine, store
         from miner.llms.batch_files import request_line
 
-        with engine.opened(load(job_file, set_)) as context:
+        with engine.opened(job) as context:
             lacking = engine.pending(context)
     store.write_jsonl(output, (request_line(request) for request in lacking))
     print(f"{len(lacking)} requests written to {output}")
@@ -230,7 +231,7 @@ def _advance(
     job_file: Path, overrides: list[str] | None, until: str | None, as_json: bool, retry_failed: bool = False
 ) -> None:
     with resumable():  # around the imports too, which take a second
-        job = load(job_file, overrides)
+        job = load_to_work(job_file, overrides)
         from miner import engine, views
 
         with engine.opened(job) as context:

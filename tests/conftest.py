@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import clusters
 import pytest
 import toy
 from forker import Forker
@@ -78,3 +79,29 @@ def shared(name: str) -> Path:
     if not path.is_dir():
         pytest.skip(f"no {name} beside the checkout")
     return path
+
+
+@pytest.fixture(scope="session")
+def cluster_environment(environment: dict[str, str]) -> dict[str, str]:
+    """Of a miner process that joins a cluster; Ray's own code warns."""
+    return {name: value for name, value in environment.items() if name != "PYTHONWARNINGS"} | clusters.TOKEN
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[clusters.Cluster]:
+    """One for the tests of a module, which kill no more of it than they add."""
+    yield from running()
+
+
+@pytest.fixture
+def own_cluster() -> Iterator[clusters.Cluster]:
+    """One to be killed."""
+    yield from running()
+
+
+def running(**env: str) -> Iterator[clusters.Cluster]:
+    made = clusters.Cluster(**env)
+    try:
+        yield made
+    finally:
+        made.close()

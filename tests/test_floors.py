@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1] / "miner"
 FLOORS = (
     "miner records errors",
     "config config.base config.data config.encoder config.engine config.mining config.llm config.export config.job"
-    " config.load yaml_file store ledger ledger_shards ledger_tail urls vector_cache ragged_cache chunks behind",
+    " config.load yaml_file store apart ledger ledger_shards ledger_tail urls vector_cache ragged_cache chunks behind",
     "shingles languages ranking fusion selection calibration bounds resampling agreement acceptance numbering prompts"
     " answers prompt_files progress models provider card meter pace"
     " canaries cascade packs shares synthetic_checks sizing rates"
@@ -25,7 +25,7 @@ FLOORS = (
     " searchers.trec_run searchers.sparse searchers.multivector searchers.fast_codes"
     " teachers.files teachers.cross_encoder"
     " llms.openai llms.lanes llms.structured llms.vllm llms.vllm_chat llms.openai_batch llms.batch_desk"
-    " llms.recorded llms.ray llms.batch_files exporters.flagembedding exporters.sentence_transformers"
+    " llms.recorded llms.ray llms.ray_actor llms.batch_files exporters.flagembedding exporters.sentence_transformers"
     " exporters.tevatron exporters.beir exporters.plain exporters.files exporters.scores exporters.split exporters.hub"
     " trials.sentence_transformers trials.ir_measures trials.matplotlib",
     "stages stages.corpus stages.vectors stages.m3_vectors stages.retrieved stages.teacher"
@@ -124,7 +124,8 @@ SIDEWAYS = {
     "commands.sizing_views": "commands.common",
     "llms.vllm": "llms.vllm_chat",
     "ledger_shards": "ledger store",
-    "llms.ray": "llms.openai",
+    "llms.ray": "llms.openai llms.ray_actor llms.vllm llms.vllm_chat",
+    "llms.ray_actor": "llms.openai",
     "urls": "config store",
     "llms.recorded": "llms.batch_files",
     "llms.batch_desk": "llms.batch_files",

@@ -9,18 +9,16 @@ import contextlib
 import json
 import os
 import random
-import secrets
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import clusters
+import pexpect
 import pytest
 import toy
 import yaml
@@ -28,98 +26,14 @@ import yaml
 from miner.store import tree_digest
 
 pytestmark = pytest.mark.ray
-ROOT = Path(__file__).resolve().parents[1]
-DEMO = ROOT / "examples/library-docs"
-OBJECTS = 120_000_000  # bytes of each node's object store
-# Ray 2.60 starts a cluster that asks for a token, older ones do not read these. Set for every process of these tests.
-os.environ.setdefault("RAY_AUTH_MODE", "token")
-os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+DEMO = clusters.ROOT / "examples/library-docs"
 MINED = ("vectors", "index", "retrieved_dense", "candidates", "export")
 
 
-def family(pid: int) -> list[int]:
-    """A process and all below it."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = stat.read_text().rpartition(")")[2].split()
-            children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found = [pid]
-    for one in found:
-        found += children.get(one, [])
-    return found
-
-
-class Node:
-    def __init__(self, *arguments: str) -> None:
-        command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus=1"]
-        command += [f"--object-store-memory={OBJECTS}", "--disable-usage-stats", *arguments]
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "RAY_DISABLE_DOCKER_CPU_WARNING": "1"}
-        self.process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    def kill(self) -> None:
-        """As the power going: every process of the node at once."""
-        for pid in family(self.process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait()
-
-
-class Cluster:
-    def __init__(self, workers: int = 2) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.folder = Path(tempfile.mkdtemp(prefix="mr", dir="/tmp"))  # short: Ray's sockets lie in it
-        self.address = f"127.0.0.1:{port}"
-        self.head = Node("--head", f"--port={port}", f"--temp-dir={self.folder}", "--include-dashboard=false")
-        self.workers: list[Node] = []
-        try:
-            for _ in range(workers):
-                self.add()
-        except BaseException:
-            self.close()
-            raise
-
-    def add(self) -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(self.address.split(":"), 1):
-                break
-            time.sleep(0.2)
-        time.sleep(1)
-        self.workers.append(Node(f"--address={self.address}"))
-        self.wait(len(self.workers) + 1)
-
-    def wait(self, nodes: int) -> None:
-        code = f"import ray; ray.init('{self.address}', logging_level=50, log_to_driver=False)"
-        code += "; print(int(ray.cluster_resources().get('CPU', 0)))"
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
-            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-            if done.stdout.strip() and int(done.stdout) >= nodes:
-                return
-        raise AssertionError(f"{nodes} nodes do not come up: {done.stderr}")
-
-    def close(self) -> None:
-        for node in (*self.workers, self.head):
-            node.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    running = Cluster()
-    try:
-        yield running
-    finally:
-        running.close()
-
-
 @pytest.fixture(scope="module")
-def call(environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+def call(cluster_environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(job: Path, address: str | None, *more: str) -> subprocess.CompletedProcess[str]:
-        with started(job, address, environment, *more) as process:
+        with started(job, address, cluster_environment, *more) as process:
             out, err = process.communicate(timeout=400)
         assert process.returncode == 0, err
         return subprocess.CompletedProcess(process.args, 0, out, err)
@@ -130,8 +44,7 @@ def call(environment: dict[str, str]) -> Callable[..., subprocess.CompletedProce
 def started(job: Path, address: str | None, environment: dict[str, str], *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "miner", "run", str(job), *more]
     command += ["--engine", "ray", "--set", f"engine.address={address}"] if address else []
-    env = {name: value for name, value in environment.items() if name != "PYTHONWARNINGS"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def demo(folder: Path) -> Path:
@@ -204,23 +117,23 @@ def test_the_demo_is_the_same_to_the_byte(tmp_path, cluster, call, kind):
     assert again.stderr.count(": fresh") >= (8 if kind == "flat" else 5), "what was begun on one goes on on the other"
 
 
-def test_a_node_is_killed_in_the_encoding(tmp_path, cluster, environment, large_done):
+def test_a_node_is_killed_in_the_encoding(tmp_path, own_cluster, cluster_environment, large_done):
     job = twin(large_done, tmp_path / "killed")
-    with started(job, cluster.address, environment) as process:
+    with started(job, own_cluster.address, cluster_environment) as process:
         cache = job.with_suffix(".job") / "vector_cache"
         wait_for(process, lambda: len(list(cache.rglob("*.keys.npy"))) >= 2)
-        cluster.workers[0].kill()
+        own_cluster.workers[0].kill()
         _, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
     assert digests(job) == digests(large_done)
 
 
-def test_a_node_is_killed_in_the_search(tmp_path, cluster, environment, large_done):
+def test_a_node_is_killed_in_the_search(tmp_path, own_cluster, cluster_environment, large_done):
     job = twin(large_done, tmp_path / "killed")
-    with started(job, cluster.address, environment) as process:
+    with started(job, own_cluster.address, cluster_environment) as process:
         home = job.with_suffix(".job")
         wait_for(process, lambda: [p for p in home.rglob("part-00020.parquet") if "retrieved" in str(p)])
-        cluster.workers[0].kill()
+        own_cluster.workers[0].kill()
         lists = sum("retrieved" in str(part) for part in home.rglob("part-*.parquet"))
         _, err = process.communicate(timeout=400)
     assert lists < 300, "it was killed in the search"
@@ -228,18 +141,61 @@ def test_a_node_is_killed_in_the_search(tmp_path, cluster, environment, large_do
     assert digests(job) == digests(large_done)
 
 
-def test_the_head_is_killed_and_the_next_run_goes_on(tmp_path, cluster, environment, call, large_done):
+def test_the_head_is_killed_and_the_next_run_goes_on(tmp_path, own_cluster, cluster_environment, call, large_done):
     job = twin(large_done, tmp_path / "killed")
-    with started(job, cluster.address, environment) as process:
+    with started(job, own_cluster.address, cluster_environment) as process:
         cache = job.with_suffix(".job") / "vector_cache"
         wait_for(process, lambda: len(list(cache.rglob("*.keys.npy"))) >= 2)
-        cluster.head.kill()
+        own_cluster.head.kill()
         out, err = process.communicate(timeout=200)
-    assert process.returncode != 0, (out, err)  # which code, Ray decides: it ends the process itself
+    assert process.returncode == 5, (out, err)
+    assert out == ""
+    last = err.splitlines()[-1]
+    assert last.startswith("miner: "), err
+    assert "what is done is kept" in last
+    if "the process that did the work was ended" in last:  # Ray's core tells of it by an exception, or ends its process
+        assert f"the Ray cluster at engine.address {own_cluster.address} is gone" in last
+        assert f"Go on with: miner run {job} --engine ray" in last
     call(job, None)
     assert digests(job) == digests(large_done)
     stamp = json.loads((job.with_suffix(".job") / "manifest.json").read_text())["steps"]["vectors"]
     assert stamp["counts"]["passages"]["encoded"] < 924, "what was encoded before is not encoded again"
+
+
+@pytest.mark.parametrize("where", ["cluster", "local"])
+def test_ctrl_c_in_the_encoding_stops_all_and_the_next_run_goes_on(
+    tmp_path, request, cluster_environment, call, large_done, where
+):
+    """On a terminal, which sends the signal to every process of the group: `local` has Ray's own among them."""
+    job, address = twin(large_done, tmp_path / "stopped"), "local"
+    if where == "cluster":
+        address = request.getfixturevalue("cluster").address
+    arguments = ["-m", "miner", "run", str(job), "--engine", "ray", "--set", f"engine.address={address}"]
+    child = pexpect.spawn(sys.executable, arguments, env=cluster_environment, encoding="utf-8", dimensions=(50, 500))
+    cache = job.with_suffix(".job") / "vector_cache"
+    deadline = time.monotonic() + 120
+    while len(list(cache.rglob("*.keys.npy"))) < 2:
+        assert child.isalive()
+        assert time.monotonic() < deadline
+        with contextlib.suppress(pexpect.TIMEOUT):
+            child.expect("\0", timeout=0.02)  # reads what it says, or it would wait for room
+    below = clusters.family(child.pid)
+    assert len(below) > (2 if where == "local" else 1)
+    child.sendintr()
+    child.expect("interrupted; what is done is kept. Go on with: miner run .*--engine ray", timeout=60)
+    child.expect(pexpect.EOF, timeout=60)
+    said = child.before
+    child.close()
+    assert child.exitstatus == 130
+    assert "Traceback" not in said
+    deadline = time.monotonic() + 30
+    while left := [pid for pid in below if clusters.alive(pid)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    call(job, address)
+    assert digests(job) == digests(large_done)
+    stamp = json.loads((job.with_suffix(".job") / "manifest.json").read_text())["steps"]["vectors"]
+    assert stamp["counts"]["passages"]["encoded"] < 924
 
 
 SCRIPT = """
@@ -276,7 +232,7 @@ cluster.close()
 
 
 def test_a_poisoned_row_is_told_and_a_slow_one_holds_nobody_up(cluster):
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, **clusters.TOKEN, "PYTHONPATH": str(clusters.ROOT)}
     command = [sys.executable, "-c", SCRIPT, cluster.address]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
     lines = done.stdout.splitlines()
@@ -289,11 +245,11 @@ def test_a_poisoned_row_is_told_and_a_slow_one_holds_nobody_up(cluster):
     assert lines[3].endswith("True")
 
 
-def test_no_cluster_is_one_line(tmp_path, environment):
+def test_no_cluster_is_one_line(tmp_path, cluster_environment):
     job = toy.job(tmp_path)
     config = yaml.safe_load(job.read_text())
     job.write_text(yaml.safe_dump({**config, "engine": {"kind": "ray", "address": "127.0.0.1:9"}}))
-    with started(job, None, environment) as process:
+    with started(job, None, cluster_environment) as process:
         out, err = process.communicate(timeout=120)
     assert process.returncode == 2
     assert err.splitlines()[-1].startswith("miner: engine.address 127.0.0.1:9: no Ray cluster there")

@@ -7,21 +7,20 @@ A head and two worker nodes are started on loopback; the server of loopback.py a
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import toy
+from clusters import Cluster
 from loopback import Loopback, Reply, failure, raw, sensible
-from test_ray import Cluster
 
 from miner.ledger import Ledger
 from miner.store import tree_digest
@@ -31,35 +30,10 @@ pytest.importorskip("ray")
 
 
 @pytest.fixture(scope="module")
-def token() -> Iterator[dict[str, str]]:
-    """`ray start` wants a token of whoever joins; this cluster has one of its own."""
-    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in own.items():
-            patch.setenv(name, value)
-        yield own
-
-
-@pytest.fixture(scope="module")
-def cluster(token: dict[str, str]) -> Iterator[Cluster]:
-    running = Cluster()
-    try:
-        yield running
-    finally:
-        running.close()
-
-
-@pytest.fixture(scope="module")
-def environment(environment: dict[str, str], token: dict[str, str]) -> dict[str, str]:
-    """Ray's own code warns."""
-    return {name: value for name, value in environment.items() if name != "PYTHONWARNINGS"} | token
-
-
-@pytest.fixture(scope="module")
-def miner(environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+def miner(cluster_environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "miner", *map(str, arguments)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, env=cluster_environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0 or not check, done.stderr
         return done
 
@@ -140,13 +114,13 @@ def test_the_same_bytes_as_the_local_engine_and_no_key_anywhere(mined, tmp_path,
 
 
 def test_a_node_that_is_killed_in_the_llm_stage_costs_only_what_was_in_flight(
-    mined, tmp_path, environment, cluster, local
+    mined, tmp_path, cluster_environment, cluster, local
 ):
     cluster.add()
     doomed = cluster.workers.pop()
     with Loopback(delay_s=0.3) as server:
         job = prepared(mined, tmp_path / "job", server.url, cluster)
-        run = Started(job, environment)
+        run = Started(job, cluster_environment)
         run.wait_for(server, 10)
         doomed.kill()
         assert run.process.wait(300) == 0, run.log.read_text()
@@ -156,10 +130,12 @@ def test_a_node_that_is_killed_in_the_llm_stage_costs_only_what_was_in_flight(
     assert sum(counts.values()) - len(counts) <= 4  # the node had one worker, with its part of the concurrency
 
 
-def test_a_driver_that_is_killed_pays_only_for_what_no_shard_holds(mined, tmp_path, environment, miner, cluster, local):
+def test_a_driver_that_is_killed_pays_only_for_what_no_shard_holds(
+    mined, tmp_path, cluster_environment, miner, cluster, local
+):
     with Loopback(delay_s=0.3) as server:
         job = prepared(mined, tmp_path / "job", server.url, cluster)
-        run = Started(job, environment)
+        run = Started(job, cluster_environment)
         run.wait_for(server, 10)
         run.process.kill()
         run.process.wait(30)

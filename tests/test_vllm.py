@@ -18,6 +18,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,11 +28,13 @@ import pyarrow.parquet as pq
 import pytest
 import toy
 
-from miner import llms, prompts
+from miner import ledger_shards, llms, prompts
 from miner.answers import label_probabilities
-from miner.config import Budget, Endpoint
+from miner.config import Budget, Endpoint, Engine
 from miner.errors import BudgetReached, ProviderStop, UserError
 from miner.ledger import Answer, Ledger, Request
+from miner.llms import ray as over
+from miner.llms import ray_actor
 from miner.llms.vllm import Refused, Vllm, VllmBackend
 from miner.llms.vllm_chat import LOWEST, chat_completion, in_order, sampling
 from miner.meter import Meter
@@ -365,6 +369,89 @@ def test_a_second_ctrl_c_ends_it_at_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         bench.run([make("a"), make("b")])
     assert len(bench.ledger) == 0
+
+
+# ---------------------------------------------------------------- on a cluster, without the cluster
+
+
+def ended(actor: ray_actor.Asker) -> None:
+    """As the end of its process."""
+    actor._meter.ledger.close()
+    actor._scratch.cleanup()
+
+
+def test_a_driver_and_an_actor_settle_every_row_once(tmp_path):
+    texts = ("a cat", "poison", "word " * 100, "torn", "a dog")
+    engine, endpoint = Words(limit=60), Endpoint(model="tiny", backend="vllm", vllm={"chunk": 4})
+    meter = Meter(endpoint, Ledger(tmp_path / "ledger.sqlite"), Budget(max_requests=10))
+    driver = over.RayBackend(over.Engines(endpoint, Engine(kind="ray")), endpoint, meter, Engine(kind="ray"))
+    _, _, *more = driver._made_of(2)
+    actor = ray_actor.Asker(ray_actor.Begun().begin, endpoint, lambda own, its: VllmBackend(engine, own, its), *more)
+    batches: list[dict[str, Any]] = []
+
+    def rows(wave: list[Request]) -> Iterator[dict[str, Any]]:
+        batches.append({"request": [driver._line(request, "batch") for request in wave]})
+        return map(json.loads, actor(batches[-1])["row"])
+
+    driver._rows = rows  # type: ignore[method-assign]
+    found: dict[str, Answer] = {}
+
+    def done(request: Request, answer: Answer) -> None:
+        text = request.body["messages"][-1]["content"]
+        assert text not in found
+        found[text] = answer
+        meter.put(request, answer)
+
+    driver.answer(iter(make(text) for text in texts), done)
+    said = {text: answer.error or "answered" for text, answer in found.items()}
+    assert said == {
+        "a cat": "answered",
+        "poison": "vLLM refuses it: poisoned",
+        texts[2]: "too long: prompt and answer can take 110 tokens, the model has 60",
+        "torn": "vLLM broke it off (abort)",
+        "a dog": "answered",
+    }
+    assert [found[text].final for text in texts] == [False, True, True, False, False]
+    ended(actor)
+    # What was refused counts as a request that cost nothing, what was too long as none.
+    assert meter.ledger.totals()["requests"] == 4
+    assert not meter.reserved
+    assert not list((tmp_path / "ledger_shards").glob("*.jsonl"))
+
+
+def test_an_actor_that_starts_anew_asks_only_what_its_shard_lacks(tmp_path):
+    endpoint, folder = Endpoint(model="tiny", backend="vllm", vllm={"chunk": 2}), tmp_path / "shards"
+    token = ledger_shards.share(folder)
+    wave = [make(text) for text in ("ant", "bee", "cow", "death")]
+    batch = {"request": [json.dumps({**vars(one), "batch": "b", "reserved": None}) for one in wave]}
+    asked, begun = [], ray_actor.Begun()
+    for _ in range(2):
+        engine = Words()
+        load = partial(lambda engine, own, its: VllmBackend(engine, own, its), engine)
+        actor = ray_actor.Asker(begun.begin, endpoint, load, Budget(), {}, str(folder), token)
+        *rows, end = map(json.loads, actor(batch)["row"])
+        asked.append(engine.calls)
+        ended(actor)
+        assert end["stop"] == ["ProviderStop", "dead"]
+        answered = [bool(row["answer"]) for row in rows]
+        assert answered == [True, True, False, False]
+        assert [row["became"] for row in rows] == ["sent", "sent", "released", "released"]
+    assert asked == [[["ant", "bee"], ["cow", "death"]], [["cow", "death"]]]
+    for _ in range(ray_actor.TRIES - 2):
+        begun.begin("b")
+    actor = ray_actor.Asker(begun.begin, endpoint, load, Budget(), {}, str(folder), token)
+    *rows, end = map(json.loads, actor(batch)["row"])
+    ended(actor)
+    assert end["stop"][0] == "ProviderStop"
+    assert end["stop"][1].startswith("ray: a batch of 4 requests ended 4 workers, perhaps for want of memory; lower")
+    assert [bool(row["answer"]) for row in rows] == [True, True, False, False]
+
+
+def test_fewer_gpus_than_the_engine_wants_are_told_before_the_model_is_loaded():
+    endpoint = Endpoint(model="tiny", backend="vllm", vllm={"engine": {"tensor_parallel_size": 4}})
+    with pytest.raises(UserError, match=r"a worker has 1 GPUs, .*tensor_parallel_size wants 4; set engine.gpus: 4"):
+        over.Engines(endpoint, Engine(kind="ray", gpus=1))
+    assert over.Engines(endpoint, Engine(kind="ray", gpus=0)).gpus == 0  # a CPU build
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")

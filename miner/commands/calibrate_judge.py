@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from miner.commands.common import AsJson, JobFile, Overrides, load, print_json, resumable
+from miner.commands.common import AsJson, JobFile, Overrides, load_to_work, print_json, resumable
 from miner.commands.golden import clean, interval
 from miner.errors import UserError
 
@@ -50,7 +50,7 @@ def judge(
     if not 0 < target < 1:
         raise UserError(f"calibrate judge: --target-fn is {target:g}; it lies between 0 and 1")
     with resumable():
-        job = load(job_file, set_)
+        job = load_to_work(job_file, set_)
         from miner import calibrate_judge, engine
 
         with engine.opened(job) as context:

@@ -30,6 +30,20 @@ def load(job_file: Path, overrides: list[str] | None) -> Any:
     return config.load(job_file, overrides)
 
 
+def load_to_work(job_file: Path, overrides: list[str] | None) -> Any:
+    """Load a job whose steps may run. On a cluster, what follows is done in a child: see apart."""
+    job = load(job_file, overrides)
+    if job.engine.kind == "ray":
+        from miner import apart
+
+        apart.fork(f"the Ray cluster at engine.address {job.engine.address}", f"Go on with: {_again()}")
+    return job
+
+
+def _again() -> str:
+    return shlex.join(["miner", *sys.argv[1:]])
+
+
 def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2))
 
@@ -50,8 +64,7 @@ def resumable() -> Iterator[None]:
     except BaseException as error:
         if not _interrupted(error):
             raise
-        command = shlex.join(["miner", *sys.argv[1:]])
-        print(f"interrupted; what is done is kept. Go on with: {command}", file=sys.stderr)
+        print(f"interrupted; what is done is kept. Go on with: {_again()}", file=sys.stderr)
         raise typer.Exit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)

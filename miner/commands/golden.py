@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from miner.commands.common import AsJson, JobFile, Overrides, load, print_json, resumable
+from miner.commands.common import AsJson, JobFile, Overrides, load_to_work, print_json, resumable
 from miner.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def sample(
     if output.exists():
         raise UserError(f"{output}: exists already, and may hold grades; name another file")
     with resumable():
-        job = load(job_file, set_)
+        job = load_to_work(job_file, set_)
         from miner import engine, golden, golden_sample
 
         with engine.opened(job) as context:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from miner.commands.common import AsJson, JobFile, Overrides, load, print_json, resumable
+from miner.commands.common import AsJson, JobFile, Overrides, load, load_to_work, print_json, resumable
 from miner.errors import UserError
 
 app = typer.Typer(help="The answers that a job has paid for.", no_args_is_help=True)
@@ -87,10 +87,11 @@ def estimate(
         if value:
             raise UserError(f"{name} is about a cluster; add --cluster FILE.yaml, or take it out")
     with resumable():
+        job = load_to_work(job_file, set_)
         from miner import engine
         from miner import estimate as estimation
 
-        with engine.opened(load(job_file, set_)) as context:
+        with engine.opened(job) as context:
             found = estimation.run(context)
     print_json(found) if as_json else _print_estimate(found)
 

@@ -22,7 +22,9 @@ class Engine(Model):
         None, ge=1, description="ray: most workers at once; null: as many as there is room for."
     )
     cpus: float = Field(1, gt=0, description="ray: CPU cores that a worker reserves, and uses.")
-    gpus: float = Field(0, ge=0, description="ray: GPUs that a worker reserves, for encoders and teachers.")
+    gpus: float = Field(
+        0, ge=0, description="ray: GPUs that a worker reserves, for encoders, teachers and vLLM engines."
+    )
     shards: int | None = Field(
         None, ge=1, description="ray: parts of the dense index, one worker each; null: as many as workers."
     )

@@ -38,7 +38,7 @@ class Batch(Model):
 
 
 class Vllm(Model):
-    """backend vllm: the model in this process, on this machine's GPUs."""
+    """backend vllm: the model in this process, on this machine's GPUs; on Ray, in each of the workers."""
 
     engine: dict[str, Any] = Field({}, description="Arguments of vllm.LLM, such as tensor_parallel_size.")
     chat_template_kwargs: dict[str, Any] = Field(
@@ -52,8 +52,8 @@ class Endpoint(Model):
 
     backend: Literal["openai", "openai-batch", "vllm", "recorded"] = Field(
         "openai",
-        description="openai: any OpenAI-compatible server; openai-batch: the Batch API; vllm: in this process;"
-        " recorded: replay `answers`.",
+        description="openai: any OpenAI-compatible server; openai-batch: the Batch API; vllm: in this process, or"
+        " in a cluster's workers; recorded: replay `answers`.",
     )
     model: str = Field(description="Model name as the server knows it; vllm: folder or hub id.")
     base_url: Address = Field(None, description="null: OPENAI_BASE_URL, else the OpenAI API.")

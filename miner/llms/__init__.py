@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
@@ -19,7 +18,6 @@ from miner.meter import Meter
 from miner.prompts import Prompt, read_answer
 from miner.store import digest
 
-log = logging.getLogger("miner")
 BACKENDS = {
     "openai": "miner.llms.openai",
     "openai-batch": "miner.llms.openai_batch",
@@ -58,14 +56,9 @@ def load(endpoint: Endpoint, meter: Meter, engine: Engine | None = None) -> Back
 
     engine: of the job; on Ray, which must be joined, the cluster's workers ask in place of this process.
     """
-    if engine is not None and engine.kind == "ray" and endpoint.backend == "openai":
+    if engine is not None and engine.kind == "ray" and endpoint.backend in ("openai", "vllm"):
         asked_by_workers: Backend = importlib.import_module("miner.llms.ray").load(endpoint, meter, engine)
         return asked_by_workers
-    if engine is not None and engine.kind == "ray" and endpoint.backend == "vllm":
-        log.warning(
-            "ray: backend vllm runs in this process alone; to spread it, start `vllm serve` on the cluster's machines"
-            " and name them in llm.replicas, with backend openai"
-        )
     backend: Backend = importlib.import_module(BACKENDS[endpoint.backend]).load(endpoint, meter)
     return backend
 

@@ -1,19 +1,20 @@
-"""Backend openai on a Ray cluster (`engine.kind: ray`): batches of requests through Ray Data, on actors.
+"""Backends openai and vllm on a Ray cluster (`engine.kind: ray`): batches of requests through Ray Data, on actors.
 
-Each actor runs the same client as the local engine (miner.llms.openai), so pace, retries, outages and what is final are
-the same. `ray.data.llm` was read for this (2.60, HttpRequestProcessorConfig) and is not used, for four things that
-would lose rows or money. It has no should_continue_on_error: one row that times out, has no JSON or runs out of
-retries raises in its batch and ends the whole data set, with the row's payload in the error text. It gives the body of
-a reply without its status, so a 400 looks like an answer. It awaits each request before it sends the next. And an
-answer is seen by nobody before its whole batch is there. Failed rows here are rows too: with a reason, and no response.
+Each actor runs what the local engine runs: the same client (miner.llms.openai), so pace, retries, outages and what is
+final are the same, or the same vLLM engine (miner.llms.vllm), which it loads once. `ray.data.llm` was read for this
+(2.60, HttpRequestProcessorConfig) and is not used, for four things that would lose rows or money. It has no
+should_continue_on_error: one row that times out, has no JSON or runs out of retries raises in its batch and ends the
+whole data set, with the row's payload in the error text. It gives the body of a reply without its status, so a 400
+looks like an answer. It awaits each request before it sends the next. And an answer is seen by nobody before its whole
+batch is there. Failed rows here are rows too: with a reason, and no response.
 
 Money: the driver reserves each request once before it is sent, and settles it with its answer. A worker never spends a
 second reservation: under a budget it hands back what needs another try, which the driver reserves anew. Requests that
 are in flight on a worker that dies may be charged twice by the server. Of these, none are counted twice. A greeting
 of a failing server (4 tokens) is counted after it.
 
-Backend vllm is not spread: the rows of ray's vLLMEngineProcessorConfig carry no finish_reason (2.60), so an answer that
-was cut off could not be told from a whole one. Servers on the cluster's machines (llm.replicas) are the way for it.
+Nor is its vLLMEngineProcessorConfig used: its rows carry no finish_reason (2.60), so an answer that was cut off could
+not be told from a whole one.
 """
 
 from __future__ import annotations
@@ -22,146 +23,90 @@ import json
 import logging
 import math
 import secrets
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from miner import ledger_shards
-from miner.config import Budget, Endpoint, Engine, Replica
+from miner.config import Endpoint, Engine, Replica
 from miner.errors import BudgetReached, MinerError, ProviderStop, UserError
-from miner.ledger import Answer, Charge, Ledger, Request
-from miner.llms import openai
+from miner.ledger import Answer, Request
+from miner.llms import openai, vllm
+from miner.llms.ray_actor import Asker, Begun, Hidden, Load, begin, client
+from miner.llms.vllm_chat import in_order
 from miner.meter import Meter
 
 log = logging.getLogger("miner")
-WAVE = 2048
-BATCH = 256
 Done = Callable[[Request, Answer], None]
 STOPS = {"ProviderStop": ProviderStop, "UserError": UserError}
 
 
-class Hidden:
-    """Keys on their way to the workers. Ray may write down what a worker is made of; it would write this."""
+class Servers:
+    """The actors are clients of the job's servers. Rates and places are those of the whole job: each has its part."""
 
-    def __init__(self, keys: list[tuple[Replica, str]]) -> None:
-        self._keys = keys
+    name, wave, batch, gpus = "", 2048, 256, 0.0
 
-    def __repr__(self) -> str:
-        return "Hidden(***)"
+    def __init__(self, endpoint: Endpoint, meter: Meter) -> None:
+        self._endpoint = endpoint
+        self._local = openai.load(endpoint, meter)
 
-    def keys(self) -> list[tuple[Replica, str]]:
-        return self._keys
+    def greet(self, done: Done) -> None:
+        """Ask once for the form that the server takes; tells of a dead one early."""
+        self._local.answer(iter(()), done)
 
+    def ordered(self, wave: list[Request]) -> list[Request]:
+        return wave
 
-class _OnWorker(Meter):
-    """The meter of one batch: it spends what the driver reserved. became: what the last try of a key came to."""
+    def part(self, workers: int) -> tuple[Endpoint, Load]:
+        """What each of so many actors has of the endpoint, and the backend that it asks."""
+        own = {name: max(1, value // workers) for name in RATES if (value := getattr(self._endpoint, name))}
+        replicas = tuple(self._replica(replica, workers) for replica in self._endpoint.replicas)
+        keys = [(self._replica(replica, workers), key) for replica, key in self._local.keys]
+        return self._endpoint.model_copy(update={**own, "replicas": replicas}), partial(client, Hidden(keys))
 
-    def begin(self, limited: bool, repeats_cost: bool) -> None:
-        self.limited, self.repeats_cost = limited, repeats_cost
-        self.became: dict[str, str] = {}
-        self.spent = dict[str, float]()
-
-    def reserve(self, request: Request, batched: bool = False) -> None:
-        before = self.became.get(request.key)
-        if self.limited and (before == "lost" or (before == "released" and self.repeats_cost)):
-            raise BudgetReached("another try is for the driver to reserve")
-        self.tries += 1
-        self.became[request.key] = "sent"
-
-    def release(self, request: Request) -> None:
-        self.became[request.key] = "released"
-
-    def lost(self, request: Request) -> None:
-        self.became[request.key] = "lost"
-
-    def settle(self, request: Request, answer: Answer) -> None:
-        usage = self.usage(answer)
-        self.became.pop(request.key, None)
-        took = {"requests": 1, "tokens": usage.prompt + usage.completion, "cost": usage.cost or 0.0}
-        self.spent = {name: self.spent.get(name, 0.0) + amount for name, amount in took.items()}
-
-    @property
-    def reserved(self) -> bool:
-        return False
+    @staticmethod
+    def _replica(replica: Replica, workers: int) -> Replica:
+        own = {name: max(1, value // workers) for name in ("rpm", "tpm") if (value := getattr(replica, name))}
+        return replica.model_copy(update=own)
 
 
-class Asker:
-    """One actor. A call takes a batch {"batch", "request"} and gives {"row"}: JSON, one row a request, and one more for
-    what befell the batch."""
+class Engines:
+    """The actors have a vLLM engine each, on engine.gpus GPUs. Waves are long: each loads the model anew."""
 
-    def __init__(
-        self, endpoint: Endpoint, budget: Budget, hidden: Hidden, notes: dict[str, Any], folder: str, token: str
-    ) -> None:
-        self._scratch = tempfile.TemporaryDirectory()
-        ledger = Ledger(Path(self._scratch.name) / "notes.sqlite")
-        for name, value in notes.items():
-            ledger.write_note(name, value)
-        self._meter = _OnWorker(endpoint, ledger, budget)
-        self._backend = openai.OpenAIBackend(endpoint, self._meter, hidden.keys())
-        self._folder = Path(folder) if ledger_shards.shared(Path(folder), token) else None
-        self._limited = any(v is not None for v in budget.model_dump().values())
+    name, wave = "vllm", 1 << 15
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        rows = [json.loads(text) for text in batch["request"]]
-        shard = self._folder / f"{rows[0]['batch']}.jsonl" if self._folder else None
-        asked = {row["key"]: row for row in rows}
-        before = {e.request.key: e for e in ledger_shards.read(shard)} if shard else {}
-        self._meter.begin(self._limited, self._meter.budget.max_requests is not None)
-        self._meter.tries = self._meter.throttled = 0
-        found = {key: _told(key, entry.answer, "sent") for key, entry in before.items() if key in asked}
-        stop = self._ask(asked, found, shard)
-        for key in asked:
-            if key not in found:
-                found[key] = _told(key, None, self._meter.became.get(key, "unsent"))
-        meter = self._meter
-        end = {"stop": stop, "tries": meter.tries, "throttled": meter.throttled, "spent": meter.spent}
-        return {"row": [*(json.dumps(found[key]) for key in asked), json.dumps(end)]}
+    def __init__(self, endpoint: Endpoint, engine: Engine) -> None:
+        self._endpoint, self.batch, self.gpus = endpoint, endpoint.vllm.chunk, engine.gpus
+        wanted = endpoint.vllm.engine.get("tensor_parallel_size", 1)
+        if 0 < engine.gpus < wanted:
+            raise UserError(
+                f"engine.gpus: a worker has {engine.gpus:g} GPUs, llm.vllm.engine.tensor_parallel_size wants {wanted};"
+                f" set engine.gpus: {wanted}"
+            )
 
-    def _ask(self, asked: dict[str, Any], found: dict[str, Any], shard: Path | None) -> list[str]:
-        """Fill `found`. What ended the batch early: the name of the error and its text, or []."""
+    def greet(self, done: Done) -> None:
+        """The model is loaded by the actors alone."""
 
-        def done(request: Request, answer: Answer) -> None:
-            became = self._meter.became.get(request.key, "sent")
-            found[request.key] = _told(request.key, answer, became)
-            if shard is not None and answer.response is not None:
-                charge = asked[request.key]["reserved"]
-                usage = self._meter.usage(answer)
-                entry = ledger_shards.Entry(request, answer, usage, Charge(*charge) if charge else None)
-                ledger_shards.append(shard, entry)
+    def ordered(self, wave: list[Request]) -> list[Request]:
+        return in_order(wave)  # those that share a prefix go to one engine
 
-        lacking = [_request(row) for key, row in asked.items() if key not in found]
-        try:
-            self._backend.answer(lacking, done)
-        except BudgetReached:
-            return []
-        except MinerError as error:
-            return [type(error).__name__, str(error)]
-        return []
-
-
-def _told(key: str, answer: Answer | None, became: str) -> dict[str, Any]:
-    return {"key": key, "answer": vars(answer) if answer else None, "became": became}
-
-
-def _request(row: dict[str, Any]) -> Request:
-    return Request(row["key"], row["body"], row["about"], row["shorter"])
+    def part(self, workers: int) -> tuple[Endpoint, Load]:
+        return self._endpoint, vllm.load
 
 
 class RayBackend:
-    def __init__(self, endpoint: Endpoint, meter: Meter, engine: Engine) -> None:
-        self._endpoint, self._meter, self._engine = endpoint, meter, engine
+    def __init__(self, asked: Servers | Engines, endpoint: Endpoint, meter: Meter, engine: Engine) -> None:
+        self._asked, self._endpoint, self._meter, self._engine = asked, endpoint, meter, engine
         self._folder = meter.ledger.path.parent / ledger_shards.FOLDER
-        self._local = openai.load(endpoint, meter)
         self._tries: Counter[str] = Counter()
 
     def answer(self, requests: Iterable[Request], done: Done) -> None:
-        self._local.answer(iter(()), done)  # asks once for the form that the server takes; tells of a dead one early
+        self._asked.greet(done)
         coming, again = iter(requests), list[Request]()
         try:
-            while wave := [*again, *islice(coming, max(0, WAVE - len(again)))]:
+            while wave := [*again, *islice(coming, max(0, self._asked.wave - len(again)))]:
                 wave, stop = self._reserve(wave)
                 again = self._wave(wave, done) if wave else []
                 if stop is not None and not again:
@@ -176,7 +121,7 @@ class RayBackend:
                 self._meter.reserve(request)
             except BudgetReached as stop:
                 return wave[:number], stop
-            self._meter.ledger.sent(request)
+            self._meter.ledger.sent(request, self._asked.name)
         self._meter.ledger.flush()
         return wave, None
 
@@ -205,7 +150,7 @@ class RayBackend:
         answer = Answer(**row["answer"]) if row["answer"] else None
         if row["became"] == "released" and (answer is None or answer.response is None):
             self._meter.release(request)
-        elif answer is None:
+        elif answer is None or row["became"] == "unsent":
             (self._meter.lost if row["became"] == "lost" else self._meter.unsent)(request)
         if answer is not None:
             done(request, answer)
@@ -232,15 +177,17 @@ class RayBackend:
 
         _quiet(ray)
         workers = self._workers(ray)
-        size = min(BATCH, max(1, math.ceil(len(wave) / (2 * workers))))
+        size = min(self._asked.batch, max(1, math.ceil(len(wave) / (2 * workers))))
         wave_id, count = secrets.token_hex(8), math.ceil(len(wave) / size)
-        texts = [self._line(request, f"{wave_id}-{n // size}") for n, request in enumerate(wave)]
+        texts = [self._line(request, f"{wave_id}-{n // size}") for n, request in enumerate(self._asked.ordered(wave))]
         data = ray.data.from_blocks([_block(texts[at : at + size]) for at in range(0, len(texts), size)])
+        begun = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Begun).remote()
         asked = data.map_batches(
             Asker,
-            fn_constructor_args=self._made_of(workers),
+            fn_constructor_args=(partial(begin, begun), *self._made_of(workers)),
             batch_size=None,
             num_cpus=self._engine.cpus,
+            num_gpus=self._asked.gpus,
             compute=ray.data.ActorPoolStrategy(size=min(workers, count), max_tasks_in_flight_per_actor=1),
         )
         try:
@@ -251,7 +198,8 @@ class RayBackend:
             raise ProviderStop(f"ray: {type(error).__name__}: {reason}; what is done is kept, run again") from None
 
     def _workers(self, ray: Any) -> int:
-        room = max(1, int(ray.cluster_resources().get("CPU", 1) / self._engine.cpus))
+        there, wanted = ray.cluster_resources(), {"CPU": self._engine.cpus, "GPU": self._asked.gpus}
+        room = min(max(1, int(there.get(kind, 0) / of_one)) for kind, of_one in wanted.items() if of_one)
         return min(self._engine.workers or room, room)
 
     def _line(self, request: Request, batch: str) -> str:
@@ -259,19 +207,9 @@ class RayBackend:
         return json.dumps(value, ensure_ascii=False)
 
     def _made_of(self, workers: int) -> tuple[Any, ...]:
-        """Rates and places are those of the whole job: each worker has its part of them."""
-        own = {name: max(1, value // workers) for name in RATES if (value := getattr(self._endpoint, name))}
-        replicas = tuple(self._part(replica, workers) for replica in self._endpoint.replicas)
-        endpoint = self._endpoint.model_copy(update={**own, "replicas": replicas})
-        keys = [(self._part(replica, workers), key) for replica, key in self._local.keys]
         notes = self._meter.ledger.notes("structured ")
         folder = str(self._folder.absolute())
-        return endpoint, self._meter.budget, Hidden(keys), notes, folder, ledger_shards.share(self._folder)
-
-    @staticmethod
-    def _part(replica: Replica, workers: int) -> Replica:
-        own = {name: max(1, value // workers) for name in ("rpm", "tpm") if (value := getattr(replica, name))}
-        return replica.model_copy(update=own)
+        return *self._asked.part(workers), self._meter.budget, notes, folder, ledger_shards.share(self._folder)
 
 
 RATES = ("concurrency", "rpm", "tpm")
@@ -290,5 +228,6 @@ def _quiet(ray: Any) -> None:
 
 
 def load(endpoint: Endpoint, meter: Meter, engine: Engine) -> RayBackend:
-    """The cluster is joined already (miner.workers). Raises UserError where a key is not set."""
-    return RayBackend(endpoint, meter, engine)
+    """The cluster is joined already (miner.workers). Raises UserError where a key is not set, or GPUs lack."""
+    asked = Engines(endpoint, engine) if endpoint.backend == "vllm" else Servers(endpoint, meter)
+    return RayBackend(asked, endpoint, meter, engine)
