@@ -4,7 +4,7 @@
 
 Each line of the table is measured in a process of its own, with vectors that a seeded generator wrote to a temporary
 file: normalised float32, 384 dimensions. --world clusters: one centre per 50 passages and noise in all directions, so
-that most of 100 neighbours are chance. --world topics: 64 topics, in each 200 centres and the passages around them in 24
+that most of 100 neighbours are chance. --world topics: 64 topics, in each 200 centres and passages around them in 24
 directions of the topic, little noise besides; nearer to embeddings of text, which have few directions at any one place.
 Queries are drawn as the passages are. The times carry over to real vectors, the recall does not.
 """
