@@ -12,10 +12,11 @@ import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
+import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miner import chunks, config, workers
+from miner import chunks, config, engine, workers
 from miner.config.mining import Index
 from miner.errors import UserError
 from miner.searchers import dense, exact, ivf_files, sharded, tuning
@@ -283,3 +284,10 @@ def test_the_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'miner\[ray\]'"):
         workers.load(config.Engine(kind="ray"))
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(1, "cuda"), (0, None)])
+def test_auto_is_decided_for_workers_that_have_a_gpu(tmp_path, gpus, device):
+    path = toy.job(tmp_path, engine={"kind": "ray", "gpus": gpus})
+    with engine.opened(config.load(path, [])) as run:
+        assert run.job.encoder.device == device

@@ -28,8 +28,8 @@ class Encoder(Model):
     )
     backend: Literal["auto", "onnx", "torch", "openai", "cohere", "precomputed"] = Field(
         "auto",
-        description="auto: onnx where an ONNX file is found, else torch; openai: any server with OpenAI's embeddings"
-        " API; cohere: Cohere's; precomputed: vectors from files.",
+        description="auto: onnx where an ONNX file is found or, without a GPU, can be made, else torch; openai: any"
+        " server with OpenAI's embeddings API; cohere: Cohere's; precomputed: vectors from files.",
     )
     revision: str | None = Field(None, description="Commit or tag on the hub.")
     onnx_file: str | None = Field(None, description="Local ONNX file (or package:NAME/FILE) in place of the model's.")

@@ -48,7 +48,7 @@ def _queries(path: Path) -> Iterator[RawQuery]:
 
 def _qrels(path: Path) -> Iterator[RawQrel]:
     """Tab-separated query-id, corpus-id, score; the header line is optional, as it is in the wild."""
-    count = 0
+    count, name = 0, str(path)
     for number, line in rows.text_lines(path):
         fields = line.rstrip("\r\n").split("\t")
         if fields == [""] or (number == 1 and fields[:2] == ["query-id", "corpus-id"]):
@@ -61,7 +61,8 @@ def _qrels(path: Path) -> Iterator[RawQrel]:
                 f" {rows.clip(line)}"
             )
         count += 1
-        yield RawQrel(fields[0], fields[1], _relevance(fields[2], f"{path}:{number}"), f"{path}:{number}")
+        place = f"{name}:{number}"
+        yield RawQrel(fields[0], fields[1], _relevance(fields[2], place), place)
     if not count:
         raise UserError(f"{path}: the file holds no judgments")
 

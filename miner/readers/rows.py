@@ -65,9 +65,11 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
+    name = str(path)
     for number, line in text_lines(path):
         if line.strip():
-            yield Row(_json_object(line, f"{path}:{number}"), f"{path}:{number}")
+            place = f"{name}:{number}"
+            yield Row(_json_object(line, place), place)
 
 
 def _json_object(line: str, place: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ the lists are compared: miner's candidates with an exact search in the vectors t
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -22,6 +23,8 @@ DEPTH, NEGATIVES, MARGIN = 100, 7, 0.05
 
 def main() -> None:
     args = _arguments()
+    if args.threads:
+        os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of torch and faiss, in the children too
     if args.side:
         return sentence_transformers_side(args)
     with tempfile.TemporaryDirectory() as name:
@@ -35,6 +38,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--passages", type=int, default=5000)
     parser.add_argument("--queries", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=1, help="times that all sides run, in turn")
+    parser.add_argument("--threads", type=int, default=0, help="threads of all sides; 0: one a core")
     parser.add_argument("--faiss", choices=["off", "on", "both"], default="both", help="use_faiss of the peer")
     parser.add_argument("--side", choices=["faiss", "torch"], help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
@@ -67,7 +71,7 @@ def _miner(args: argparse.Namespace, work: Path, name: str, data: str) -> common
     job = common.write_job(
         work / name / "job.yaml",
         data={"path": str(work / data)},
-        encoder={"model": str(args.model.resolve()), "backend": "onnx"},
+        encoder={"model": str(args.model.resolve()), "threads": args.threads},  # backend auto: ONNX Runtime on a CPU
         mining=mining,
         judge={"enabled": False},
     )

@@ -11,6 +11,7 @@ The sides take turns, each in a fresh process.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -24,6 +25,8 @@ SIDES = str(Path(__file__).with_name("warm_sides.py"))
 
 def main() -> None:
     args = _arguments()
+    if args.threads:
+        os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of torch and faiss, in the children
     with tempfile.TemporaryDirectory(dir=args.scratch) as name:
         common.say(measure(args, Path(name)))
 
@@ -37,6 +40,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--query-vectors", default="", help="in place of simulated ones")
     parser.add_argument("--hn-mine", default="", help="FlagEmbedding's scripts/hn_mine.py; left out without")
     parser.add_argument("--rounds", type=int, default=1, help="times that all sides run, in turn")
+    parser.add_argument("--threads", type=int, default=0, help="threads of all sides; 0: one a core")
     parser.add_argument("--scratch", type=Path, help="folder for temporary files")
     parser.add_argument(
         "--set", action="append", default=[], help="further --set of miner, for example mining.block=512"
