@@ -48,10 +48,8 @@ def query(job: Job, wanted: str) -> Row:
 
 
 def _margin(candidate: Row) -> float | None:
-    """How far below the lowest positive of the query; negative where above it. See mining.margin_on."""
+    """How far below the lowest positive of the query; negative where above it."""
     lowest, score = candidate.get("positive_score"), candidate["score"]
-    if score is not None and (near := candidate.get("to_positive")) is not None:
-        score = (score + near) / 2
     return None if lowest is None or score is None else round(lowest - score, 6)
 
 

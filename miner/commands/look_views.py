@@ -101,6 +101,8 @@ def _measured(row: Row) -> str:
     if row.get("margin") is not None:
         side = "below" if row["margin"] >= 0 else "above"
         parts.append(f"{number(abs(row['margin']))} {side} the lowest positive")
+    if row.get("to_positive") is not None:
+        parts.append(f"{number(row['to_positive'])} with the nearest positive")
     if row.get("teacher_score") is not None:
         parts.append(f"teacher {number(row['teacher_score'])}")
     found_by = ", ".join(f"{inline(one['retriever'], 30)} {one['rank']}" for one in row.get("found_by") or [])
