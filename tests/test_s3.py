@@ -1,6 +1,6 @@
 """A job whose data comes from S3 and whose export goes there, against a real S3 server on loopback.
 
-    pip install 'moto[server]' s3fs && pytest -m slow tests/test_s3.py
+pip install 'moto[server]' s3fs && pytest -m slow tests/test_s3.py
 """
 
 from __future__ import annotations
