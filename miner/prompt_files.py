@@ -323,7 +323,7 @@ def _order_findings(prompt: Prompt) -> Iterator[Finding]:
         yield Finding("warning", f"{static} characters of fixed text stand behind a variable; move them to # system")
     last = "passages" if "passages" in prompt.front.inputs else "passage"
     if prompt.front.task == "judge":
-        used = re.findall(r"{{\s*(\w+)\s*}}", prompt.user)
+        used = dict.fromkeys(re.findall(r"{{\s*(\w+)\s*}}", prompt.user))  # a text may stand behind it once more
         if [name for name in used if name != "nonce"][-1:] != [last]:
             yield Finding("warning", f"{last} does not come last; requests of one query then share less")
 

@@ -118,7 +118,11 @@ def test_the_shipped_prompts_have_no_findings():
         ("=== QUERY {{ nonce }} ===\n", "", "error: query has no fence"),
         ("\n=== END {{ nonce }} ===", "", "error: passage has no fence"),
         ("=== END", "Now answer. " * 40 + "\n=== END", "characters of fixed text stand behind a variable"),
-        ("=== END", "=== QUERY {{ nonce }} ===\n{{ query }}\n=== END", "warning: passage does not come last"),
+        (
+            "=== REFERENCE {{ nonce }} ===\n{{ positive }}\n=== PASSAGE {{ nonce }} ===\n{{ passage }}\n",
+            "=== PASSAGE {{ nonce }} ===\n{{ passage }}\n=== REFERENCE {{ nonce }} ===\n{{ positive }}\n",
+            "warning: passage does not come last",
+        ),
         ("temperature: 0", "temperature: 0.7", "warning: temperature is not 0"),
         ("max_tokens: 160, ", "", "warning: no max_tokens"),
         ("required: [evidence, grade]", "required: [grade]", "warning: the schema: strict servers want"),
@@ -136,6 +140,10 @@ def test_the_shipped_prompts_have_no_findings():
 )
 def test_lint_finds(old, new, told):
     assert any(told in one for one in findings(old, new)), findings(old, new)
+
+
+def test_a_query_that_is_shown_once_more_behind_the_passage_is_no_fault():
+    assert findings("=== END", "=== QUERY {{ nonce }} ===\n{{ query }}\n=== END") == []
 
 
 def test_lint_of_other_modes():
