@@ -314,7 +314,10 @@ class DenseSearcher:
             rows = fast_codes.nearest(self._index, wide, wanted)
         else:
             rows = self._index.search(wide, wanted)[1]
-        return self._best(block, rows, k)
+        scores, rows = self._best(block, rows, k)
+        if len(alike := np.flatnonzero(rows[:, 0] < 0) if self.choice.kind == "pq" else []):  # all codes tie
+            scores[alike], rows[alike] = self.exact(block[alike], k)
+        return scores, rows
 
     def exact(self, block: Array, k: int) -> tuple[Array, Array]:
         """block: float32[b, d], query vectors -> as search."""
