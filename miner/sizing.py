@@ -226,8 +226,8 @@ def index(work: Work, cluster: Cluster, rates: Rates) -> Stage:
         f"filling = 2 x {work.passages:,} x {count:,} lists x {d} = {fill:.3g}; codes = {code:.3g}",
         f"seconds = {train + fill + code:.3g} / ({rates['build_core']:g} GFLOP/s x {cluster.cores} cores of one node)"
         f" = {seconds:.3g}",
-        f"memory = {rates['index_growth']:g} x {growing:.3g} GB of an index file + {4 * sample * d / GB:.3g} GB of sample"
-        f" + {rates['process_gb']:g} GB = {memory:.3g} GB",
+        f"memory = {rates['index_growth']:g} x {growing:.3g} GB of an index file"
+        f" + {4 * sample * d / GB:.3g} GB of sample + {rates['process_gb']:g} GB = {memory:.3g} GB",
     )
     return _stage("index", f"{cluster.cores} cores", 0, seconds, memory, size, cluster, lines)
 
