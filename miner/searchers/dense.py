@@ -315,7 +315,8 @@ class DenseSearcher:
         else:
             rows = self._index.search(wide, wanted)[1]
         scores, rows = self._best(block, rows, k)
-        if len(alike := np.flatnonzero(rows[:, 0] < 0) if self.choice.kind == "pq" else []):  # all codes tie
+        alike = np.flatnonzero((rows[:, 0] < 0) & (self.choice.kind == "pq"))  # all of its codes tie
+        if len(alike):
             scores[alike], rows[alike] = self.exact(block[alike], k)
         return scores, rows
 
