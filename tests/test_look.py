@@ -581,7 +581,7 @@ def test_words_that_query_and_passage_share_are_bold():
 @pytest.mark.skipif(shutil.which("less") is None, reason="no less here")
 def test_a_pager_is_fed_as_it_reads_and_leaves_without_a_trace(tmp_path, spawned):
     path = tmp_path / "many.jsonl"
-    toy.write_jsonl(path, FLAG * 3000)
+    toy.write_jsonl(path, FLAG * 800)
     child = spawned("show", path)
     child.expect("row 1 ")
     child.expect(":")
