@@ -83,7 +83,7 @@ def _work(
     teacher, mining = job.teacher, job.mining
     kind: str = mining.index.kind
     if kind in ("hnsw", "pq"):
-        raise UserError(f"mining.index.kind {kind}: it is not sized; set auto, flat, ivf-flat or ivf-pq")
+        raise UserError(f"mining.index.kind {kind}: its build is not sized; set auto, flat, ivf-flat or ivf-pq")
     if kind == "auto":
         memory = (mining.index.memory_gb or described.memory_gb / 2) * sizing.GB
         kind = sizing.chosen(passages, dimension, queries, memory, cluster.cores)

@@ -306,7 +306,7 @@ def test_a_wrong_cluster_is_one_line(tmp_path, miner, values, words):
             ["--cluster", FOLDER / "l4.yaml", "--passages", 9, "--set", "encoder.model=my"],
             "size of model my is not known",
         ),
-        (["--cluster", FOLDER / "l4.yaml", "--passages", 9, "--set", "mining.index.kind=hnsw"], "hnsw: it is not sized"),
+        (["--cluster", FOLDER / "l4.yaml", "--passages", 9, "--set", "mining.index.kind=hnsw"], "hnsw: its build"),
     ],
 )
 def test_wrong_options_are_one_line(miner, arguments, words):

@@ -67,7 +67,7 @@ def measure(args: argparse.Namespace, work: Path) -> str:
 
 
 def _miner(args: argparse.Namespace, work: Path, name: str, data: str) -> common.Child:
-    mining: dict[str, Any] = {"depth": DEPTH, "negatives": NEGATIVES, "margin_relative": MARGIN}
+    mining: dict[str, Any] = {"depth": DEPTH, "negatives": NEGATIVES, "margin_on": "dense", "margin_relative": MARGIN}
     job = common.write_job(
         work / name / "job.yaml",
         data={"path": str(work / data)},

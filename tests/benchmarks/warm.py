@@ -90,7 +90,7 @@ def _job(args: argparse.Namespace, work: Path, name: str, data: Path) -> Path:
         work / f"job-{name}" / "job.yaml",
         data={"path": str(data)},
         encoder={"model": str(args.model.resolve())},
-        mining={"depth": DEPTH, "negatives": NEGATIVES, "margin_relative": MARGIN},
+        mining={"depth": DEPTH, "negatives": NEGATIVES, "margin_on": "dense", "margin_relative": MARGIN},
         judge={"enabled": False},
         export={"formats": ["st-ntuple"], "ntuple_negatives": NEGATIVES},
         vector_cache=str(work / "vector-cache"),
