@@ -315,8 +315,7 @@ class DenseSearcher:
         else:
             rows = self._index.search(wide, wanted)[1]
         scores, rows = self._best(block, rows, k)
-        alike = np.flatnonzero((rows[:, 0] < 0) & (self.choice.kind == "pq"))  # all of its codes tie
-        if len(alike):
+        if self.choice.kind == "pq" and (alike := rows[:, 0] < 0).any():  # all codes tie
             scores[alike], rows[alike] = self.exact(block[alike], k)
         return scores, rows
 
