@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from miner import encoders, llms, meter, prompts, provider, readers, urls
 from miner.config import Endpoint, Job, Replica, secret
@@ -233,13 +232,10 @@ def _served(group: str, endpoint: Endpoint, together: list[Role], online: bool, 
             continue
         server = Server(group, endpoint, address, key)
         if not online:
-            yield Check(group, "server", "ok", f"{_host(address)} is not asked: --offline")
+            host = provider.host(address or "https://api.openai.com/v1")
+            yield Check(group, "server", "ok", f"{host} is not asked: --offline")
         else:
             yield from asyncio.run(_examined(server, together, ask))
-
-
-def _host(address: str | None) -> str:
-    return urlsplit(address or "https://api.openai.com/v1").netloc.rpartition("@")[2]
 
 
 async def _examined(server: Server, together: list[Role], ask: bool) -> list[Check]:
@@ -268,7 +264,7 @@ def _client(server: Server) -> Any:
 
 async def _models(client: Any, server: Server) -> list[Check]:
     """Does the server answer, and is the model in its list? The first check fails where more would be in vain."""
-    host, model = _host(str(client.base_url)), server.endpoint.model
+    host, model = provider.host(str(client.base_url)), server.endpoint.model
     try:
         reply = await client.models.with_raw_response.list()
         listed = [str(one["id"]) for one in json.loads(reply.content)["data"]]

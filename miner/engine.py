@@ -154,7 +154,7 @@ def _judging(job: Job) -> list[Step]:
     needed = ("corpus", "candidates")
     if not job.judge.rungs:
         return [Step("judgments", needed, _judge, judge_steps.run_judgments, format=2)]
-    names = [f"judgments_{name}" for name in judge_steps.rung_names(job.judge)]
+    names = judge_steps.rung_steps(job.judge)
     rungs = [
         Step(
             name,

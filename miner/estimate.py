@@ -37,13 +37,13 @@ def _judges(context: Context) -> list[Row]:
     """A row for each LLM that judges; of a later rung the most, as long as those before it are not done."""
     fresh = {name for name, why, _ in engine.states(context) if not why}
     names, known, rows = judge_steps.rung_names(context.job.judge), True, []
-    judges = dict(judge_steps.judges(context))
+    judges, steps = dict(judge_steps.judges(context)), judge_steps.rung_steps(context.job.judge)
     for number, name in enumerate(names):
         if name in judges:
             pairs = judge_steps.open_pairs(context, number, known)
             what = "judge" if len(names) == 1 else f"judge {name}"
             rows.append({"stage": what, "at_most": not known, **_judge(judges[name], pairs)})
-        known = known and f"judgments_{name}" in fresh
+        known = known and steps[number] in fresh
     return rows
 
 

@@ -99,8 +99,7 @@ def candidate(job: Job, wanted: str, doc_id: str) -> Row:
 
 def _asked(job: Job, folder: JobFolder, query_id: str, doc_id: str) -> list[Row]:
     """Of a cascade the rungs in turn, then the judgment that counts, where no rung has told it yet."""
-    names = judge_steps.rung_names(job.judge)
-    rungs = [f"judgments_{name}" for name in names] if len(names) > 1 else []
+    rungs = judge_steps.rung_steps(job.judge) if job.judge.rungs else []
     said: list[tuple[str, Row]] = []
     for step, what in (
         ("synthetic/synthetic", "generate"),

@@ -100,11 +100,11 @@ class Target(NamedTuple):
 
 def target(run: Context, step: str) -> Target | None:
     """What a step asks an LLM; None for a step that asks none. Its inputs must be there. Canaries are not counted."""
-    names = judge_steps.rung_names(run.job.judge)
-    rungs = {f"judgments_{name}": number for number, name in enumerate(names)} if len(names) > 1 else {"judgments": 0}
-    if step in rungs:
-        here = judge_steps.at(run, rungs[step])
-        return None if here is None else _judged(here, _open(run, names[: rungs[step]]))
+    steps = judge_steps.rung_steps(run.job.judge)
+    if step in steps:
+        number = steps.index(step)
+        here = judge_steps.at(run, number)
+        return None if here is None else _judged(here, _open(run, steps[:number]))
     if step == "synthetic_judgments":
         written = run.table("synthetic", "synthetic").select(["query_id", "doc_id", "status", "copy_of", "reason"])
         rows = filter(synthetic.sound, written.to_pylist())
@@ -123,7 +123,7 @@ def target(run: Context, step: str) -> Target | None:
 
 
 def _open(run: Context, before: list[str]) -> Ids:
-    """The pairs of the pool that the rungs `before` leave open."""
+    """The pairs of the pool that the steps `before` leave open."""
     found: Ids = []
     for part in run.parts("candidates", "part"):
         table = store.read_table(part, ["query_id", "doc_id", "pool_rank"])
@@ -131,7 +131,7 @@ def _open(run: Context, before: list[str]) -> Ids:
         found += zip(*(pool.column(name).to_pylist() for name in ("query_id", "doc_id")), strict=True)
     if not before:
         return found
-    judged = [run.table(f"judgments_{name}", "judgments").select(["status", "verdict"]) for name in before]
+    judged = [run.table(step, "judgments").select(["status", "verdict"]) for step in before]
     settles = [rung.settles for rung in run.job.judge.rungs[: len(before)]]
     rows, _ = cascade.left_open(judged, settles, len(found))
     return [found[row] for row in np.asarray(rows).tolist()]

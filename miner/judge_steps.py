@@ -49,6 +49,11 @@ def rung_names(judge: Judge) -> list[str]:
     return [*(rung.name for rung in judge.rungs), RUNG]
 
 
+def rung_steps(judge: Judge) -> list[str]:
+    """The steps of the rungs, in the same order; of a judge without rungs the one step of all judging."""
+    return [f"judgments_{name}" for name in rung_names(judge)] if judge.rungs else ["judgments"]
+
+
 def at(run: Context, number: int) -> Context | None:
     """The job as one rung of its judge sees it, that rung being its only judge; None for a rung that asks no LLM.
 
@@ -125,8 +130,8 @@ def run_rung(run: Context, work: Path, number: int) -> Done:
 
 
 def _left_open(run: Context, number: int) -> tuple[Array, Array]:
-    names, rungs = rung_names(run.job.judge)[:number], run.job.judge.rungs[:number]
-    judged = [run.table(f"judgments_{name}", "judgments").select(["status", "verdict"]) for name in names]
+    before, rungs = rung_steps(run.job.judge)[:number], run.job.judge.rungs[:number]
+    judged = [run.table(step, "judgments").select(["status", "verdict"]) for step in before]
     return cascade.left_open(judged, [rung.settles for rung in rungs], _pool_size(run))
 
 
@@ -142,8 +147,7 @@ def _cost(run: Context, tokens: dict[str, int]) -> float | None:
 
 def run_cascade(run: Context, work: Path) -> Done:
     """One table out of those of the rungs: each pair has the verdict of the rung that settled it."""
-    names = rung_names(run.job.judge)
-    judged = [run.table(f"judgments_{name}", "judgments") for name in names]
+    judged = [run.table(step, "judgments") for step in rung_steps(run.job.judge)]
     table = cascade.merged(judged, [*(rung.settles for rung in run.job.judge.rungs), "both"])
     store.write_table(work / "judgments.parquet", table)
     write_failures(work)
@@ -266,8 +270,7 @@ def open_pairs(run: Context, number: int, known: bool) -> Pairs:
 
 def keys_used(run: Context) -> Iterator[str]:
     """The requests that the finished judging steps rest on, canaries among them."""
-    rungs = [f"judgments_{name}" for name in rung_names(run.job.judge)] if run.job.judge.rungs else ["judgments"]
-    for step in (*rungs, "synthetic_judgments"):
+    for step in (*rung_steps(run.job.judge), "synthetic_judgments"):
         for path in sorted(run.folder.step(step).glob("*.parquet")):
             table = store.read_table(path, ["request_key", "other_key"])
             for name in table.column_names:

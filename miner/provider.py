@@ -8,6 +8,7 @@ import re
 import time
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from miner.errors import UserError
 
@@ -22,6 +23,17 @@ TOO_LONG = re.compile(
     r"|longer than the maximum",
     re.IGNORECASE,
 )
+
+
+def host(address: str) -> str:
+    """Host and port of a server, without the name and password that an address may hold."""
+    return urlsplit(address).netloc.rpartition("@")[2]
+
+
+def place(address: str) -> str:
+    """Host, port and path: what keys and fingerprints call a server that was given no name."""
+    url = urlsplit(address)
+    return f"{url.hostname or ''}{f':{url.port}' if url.port else ''}{url.path.rstrip('/')}"
 
 
 def checked_key(name: str, key: str) -> str:

@@ -117,7 +117,7 @@ ANSWER = {
     "tokens": [412, 14],
     "messages": [{"role": "system", "parts": [0]}, {"role": "user", "parts": [1, ["q", 0], 2, ["p", 0], 3]}],
 }
-ORIGIN = "query passage source reason kept slot rank score teacher found band"
+ORIGIN = "query passage source reason kept slot rank score near teacher found band"
 COLUMNS = f"{ORIGIN} grade status verdict rung evidence detail answer".split()
 
 
@@ -144,6 +144,7 @@ def _candidate(draw: random.Random, query: int, texts: list[str]) -> dict[str, A
         "kept": int(reason == 0),
         "rank": rank,
         "score": score,
+        "near": round(0.8 * score, 4) if query % 2 else None,
         "teacher": round(draw.uniform(-4, 7), 3) if draw.random() < 0.8 else None,
         "grade": grade,
         "status": 1 if judged else 2 if reason == 5 else 0,

@@ -469,10 +469,15 @@ def test_a_job_is_shown_at_every_step(base):
 
 
 def test_a_job_without_a_judge(tmp_path):
-    path = toy.job(tmp_path)
+    path = toy.job(tmp_path, mining={"margin_relative": 0.05})
     judging.advance(path)
     made = report_data.payload(config.load(path, []))
     kept = sum(row["kept"] for row in decided(path))
+    near = {judging.key(row): row["to_positive"] for row in decided(path)}
+    assert {key: one["near"] for key, one in shown(made).items()} == pytest.approx(near, abs=1e-4)
+    assert None not in near.values()
+    score = {judging.key(row): row["score"] for row in decided(path)}
+    assert score != near
     assert edges(made)["pool", "negatives"] == edges(made)["negatives", "exported"] == kept
     assert made["warnings"][0].startswith("no judge was used")
     assert {one["id"] for one in made["sections"]} == {"candidates", "scores", "lengths", "reuse"}

@@ -309,14 +309,27 @@ def test_an_open_query_shows_everything_of_its_candidates(show, job):
     assert page.locator(".positive .passage").all_text_contents() == [texts[positive[0]]]
     assert page.locator(".candidates .passage").all_text_contents() == [texts[row["passage"]] for row in own]
     first = page.locator(".candidates .card").first
-    margin = positive[2] - own[0]["score"]
+    margin = positive[2] - (own[0]["score"] + own[0]["near"]) / 2
     values = dict(zip(first.locator("dt").all_text_contents(), first.locator("dd").all_text_contents(), strict=True))
+    assert values["to positive"] == f"{own[0]['near']:.4f}"
     assert values["rank"] == str(own[0]["rank"])
     assert values["score"] == f"{own[0]['score']:.4f}"
     assert values["margin"] == f"+{margin:.4f} ({100 * margin / positive[2]:.1f} %)"
     assert first.locator(".why").text_content() == "Kept as hard negative 1 of this query."
     assert f"dense #{own[0]['rank']}" in first.locator(".found").text_content()
     shot(page, "query")
+
+
+def test_a_margin_on_the_score_alone_is_shown_so(show, job):
+    page = show(job, view="#decisions/q00002")
+    own = [row for row in rows(job) if row["query"] == 2]
+    positive = job["browser"]["queries"]["positives"][2][0]
+    first = page.locator(".candidates .card").first
+    values = dict(zip(first.locator("dt").all_text_contents(), first.locator("dd").all_text_contents(), strict=True))
+    assert "to positive" not in values
+    assert values["margin"].startswith(
+        f"{'+' if positive[2] >= own[0]['score'] else '−'}{abs(positive[2] - own[0]['score']):.4f}"
+    )
 
 
 def test_before_the_decisions_nothing_that_may_be_kept_is_called_dropped(show, job):

@@ -6,7 +6,6 @@ import base64
 import os
 from abc import ABC, abstractmethod
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -26,7 +25,7 @@ class Service(ABC):
     def __init__(self, settings: config.Encoder) -> None:
         self._settings = settings
         self.address = address(settings)
-        self.host = urlsplit(self.address).netloc.rpartition("@")[2]
+        self.host = provider.host(self.address)
 
     def key(self) -> str:
         """The API key. Raises UserError where there is none, or none that a header could carry."""
@@ -124,6 +123,4 @@ def address(settings: config.Encoder) -> str:
 
 def identity(settings: config.Encoder) -> str:
     """What fingerprints call the server: its given name, else host and path of its address."""
-    url = urlsplit(address(settings))
-    port = f":{url.port}" if url.port else ""
-    return settings.identity or f"{url.hostname or ''}{port}{url.path.rstrip('/')}"
+    return settings.identity or provider.place(address(settings))

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import urlsplit
 
+from miner import provider
 from miner.config import Endpoint, Engine, is_address
 from miner.errors import UserError
 from miner.ledger import Answer, Ledger, Request
@@ -100,8 +100,7 @@ def identity(endpoint: Endpoint) -> str:
     address = endpoint.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
     if not is_address(address):
         raise UserError(f"OPENAI_BASE_URL is {address!r}, not a web address; export it as http(s)://host:port/v1")
-    url = urlsplit(address)
-    return f"{url.hostname or ''}{f':{url.port}' if url.port else ''}{url.path.rstrip('/')}"
+    return provider.place(address)
 
 
 def request(endpoint: Endpoint, prompt: Prompt, about: dict[str, str], **values: str) -> Request:

@@ -8,10 +8,10 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 import openai
 
+from miner import provider
 from miner.config import Endpoint, Replica
 from miner.ledger import Request
 from miner.llms.structured import Form
@@ -56,7 +56,7 @@ class Lane:
 
     @property
     def host(self) -> str:
-        return urlsplit(self.address).netloc.rpartition("@")[2]
+        return provider.host(self.address)
 
     def has_room(self, now: float) -> bool:
         if not self.alive or now < self.paused_until or not self.breaker.lets_through(now):

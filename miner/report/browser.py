@@ -21,7 +21,8 @@ from miner.report.read import Found
 Array = np.ndarray[Any, Any]
 Row = dict[str, Any]
 COLUMNS = [
-    *("query_id", "doc_id", "source", "retriever", "rank", "score", "teacher_score", "found_by", "band"),
+    *("query_id", "doc_id", "source", "retriever", "rank", "score", "to_positive", "teacher_score"),
+    *("found_by", "band"),
     *("grade", "verdict", "status", "rung", "kept", "reason", "slot"),
 ]
 QUERY_CHARS = 1_500_000
@@ -95,6 +96,8 @@ def numbers(found: Found, choice: Choice) -> Numbers:
     candidates |= {"kept": [int(kept) for kept in table.column("kept").to_pylist()]}
     candidates |= {name: pc.fill_null(table.column(name), 0).to_pylist() for name in ("slot", "rank")}
     candidates |= {"score": _rounded(table.column("score")), "teacher": _rounded(table.column("teacher_score"))}
+    if table.column("to_positive").null_count < table.num_rows:
+        candidates["near"] = _rounded(table.column("to_positive"))
     candidates["grade"] = table.column("grade").to_pylist()
     words["retriever"], candidates["found"] = _found_by(table)
     blank = [None] * table.num_rows

@@ -30,12 +30,17 @@ function marginText(lowest, score) {
 function scores(data, i) {
   const query = data.query[i];
   const score = data.score[i];
+  const near = data.near[i];
   const teacher = data.teacher[i];
   const below = "How far it lies below the lowest positive of the query, and that as a share of the positive's score.";
+  const mean = "The mean of its score and its cosine with the nearest positive counts.";
   const own = [
     ["rank", data.rank[i] ? count(data.rank[i]) : null],
     ["score", Number.isNaN(score) ? null : decimal(score), data.scorers.score],
-    ["margin", marginText(data.lowest[query], score), below],
+    ["to positive", Number.isNaN(near) ? null : decimal(near), "Its cosine with the nearest positive of the query."],
+    Number.isNaN(near)
+      ? ["margin", marginText(data.lowest[query], score), below]
+      : ["margin", marginText(data.lowest[query], (score + near) / 2), `${below} ${mean}`],
   ];
   const taught = [
     ["teacher", Number.isNaN(teacher) ? null : decimal(teacher), data.scorers.teacher_score],

@@ -57,6 +57,7 @@ function columnsOf(browser) {
     slot: fill(Int32Array, "slot", 0),
     rank: fill(Int32Array, "rank", 0),
     score: fill(Float64Array, "score", NaN),
+    near: fill(Float64Array, "near", NaN), // the cosine with the nearest positive, where the margin weighs it
     teacher: fill(Float64Array, "teacher", NaN),
     grade: fill(Int8Array, "grade", -1),
     answer: fill(Int32Array, "answer", -1),

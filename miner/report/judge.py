@@ -25,10 +25,8 @@ def rung_steps(found: Found) -> list[tuple[str, str]]:
     """(name of the rung, its step) of each judging step that is there; a judge without rungs is one."""
     if not found.job.judge.enabled:
         return []
-    if not found.job.judge.rungs:
-        steps = [("judge", "judgments")]
-    else:
-        steps = [(name, f"judgments_{name}") for name in judge_steps.rung_names(found.job.judge)]
+    judge = found.job.judge
+    steps = zip(judge_steps.rung_names(judge), judge_steps.rung_steps(judge), strict=True)
     return [(name, step) for name, step in steps if found.has(step)]
 
 

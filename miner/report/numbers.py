@@ -26,6 +26,7 @@ COLUMNS = [
     "rank",
     "score",
     "positive_score",
+    "to_positive",
     "teacher_score",
     "grade",
     "judge_score",

@@ -133,11 +133,15 @@ def _per_query(became: pa.Table) -> Plot | None:
 def scores(found: Found, numbers: Numbers) -> Row | None:
     sample, kinds = numbers.sample, report_numbers.kinds(numbers.sample)
     score, lowest = (report_numbers.values(sample, name) for name in ("score", "positive_score"))
+    near = report_numbers.values(sample, "to_positive")
+    weighed, what = score, "the score"
+    if np.isfinite(near).any():  # the margin of `rocchio`
+        weighed, what = (score + near) / 2, "the mean of the score and the cosine with the nearest positive"
     of = report_read.positives(found, ["score", "teacher_score"])
     taught = report_numbers.values(sample, "teacher_score")
     plots = [
         histogram("Scores", {"positives": report_numbers.values(of, "score"), **_by(kinds, score)}, scorer(found)),
-        histogram("Margins", _by(kinds, lowest - score), "lowest positive score of the query less the score"),
+        histogram("Margins", _by(kinds, lowest - weighed), f"lowest positive score of the query less {what}"),
         histogram("Ranks", _by(kinds, report_numbers.values(sample, "rank")), "rank"),
     ]
     if np.isfinite(taught).any():

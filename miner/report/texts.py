@@ -46,8 +46,7 @@ class Known:
 def known(found: Found, ids: Sequence[str]) -> Known:
     """Of these queries, from all steps that judge or write."""
     told, wanted = Known(), pa.array(ids, TEXT)
-    rungs = [f"judgments_{name}" for name in judge_steps.rung_names(found.job.judge)] if found.job.judge.rungs else []
-    for step in (*rungs, "judgments", "synthetic_judgments"):
+    for step in dict.fromkeys((*judge_steps.rung_steps(found.job.judge), "judgments", "synthetic_judgments")):
         for row in _rows(found, step, "judgments", JUDGED, wanted):
             key = row["query_id"], row["doc_id"]
             if key in told.final:
