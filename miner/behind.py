@@ -1,17 +1,34 @@
 """Work a step ahead and a step behind: what comes next is read, and what is done is written, beside the work itself.
+And the same work on many things at once.
 
-numpy, faiss and pyarrow leave the interpreter free while they compute, so threads of one process are enough.
+numpy, faiss, pyarrow and ONNX Runtime leave the interpreter free while they compute, so threads of one process are enough.
 """
 
 from __future__ import annotations
 
+import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
+
+
+def cores() -> int:
+    """Of the processor, those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def spread(work: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[T]:
+    """work(item) of each, in order, by so many threads. Where the caller leaves early, what has not begun is left."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield from pool.map(work, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class Later(Protocol):

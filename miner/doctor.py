@@ -19,6 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from miner import behind
+
 GB = 1 << 30
 LOW_DISK, LOW_MEMORY = 2 * GB, 2 * GB
 HUB_TIMEOUT_S = 5.0
@@ -118,8 +120,7 @@ def _extra(extra: str, texts: list[str]) -> Iterator[Check]:
 
 
 def hardware() -> Iterator[Check]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Check("machine", "cores", "ok", str(cores))
+    yield Check("machine", "cores", "ok", str(behind.cores()))
     total, free = memory()
     short = free is not None and free < LOW_MEMORY
     told = _size(total) if free is None else f"{_size(total)}, {_size(free)} free"

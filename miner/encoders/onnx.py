@@ -1,7 +1,8 @@
 """ONNX Runtime encoder: the fast one on CPU, no torch.
 
 Texts are sorted by token count and cut into batches of `batch_tokens` tokens, padding counted, so that little is
-padded and a batch stays in the processor's cache.
+padded and a batch stays in the processor's cache. On a CPU each core runs batches of its own, on one thread: cores that
+share a batch wait for each other at every layer.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from miner import config
+from miner import behind, config
 from miner.encoders import Kind, Vectors, shape
 from miner.encoders.files import Files
 from miner.errors import UserError
@@ -38,7 +39,7 @@ def load(settings: config.Encoder, files: Files) -> OnnxEncoder:
 class OnnxEncoder:
     def __init__(self, onnx: Path, tokenizer: Path, files: Files, settings: config.Encoder) -> None:
         self._files = f"{onnx} with {tokenizer}"
-        self._session = _session(onnx, settings.threads)
+        self._session, self._at_once = _session(onnx, settings.threads or behind.cores())
         self._tokenizer = _tokenizer(tokenizer, files.max_length)
         self._inputs = {i.name for i in self._session.get_inputs()}
         if unknown := self._inputs - KNOWN_INPUTS:
@@ -61,10 +62,11 @@ class OnnxEncoder:
             text = ascii(texts[tokens.index([])][:60])
             raise UserError(f"{self._files}: a {kind} has no tokens: {text}; take it out of the data")
         order = sorted(range(len(tokens)), key=lambda i: (len(tokens[i]), tokens[i]))
+        # The largest batches first, so that the cores end together.
+        runs = [[order[i] for i in rows] for rows in batches([len(tokens[i]) for i in order], self._budget)][::-1]
         out: Vectors | None = None
-        for rows in batches([len(tokens[i]) for i in order], self._budget):
-            chosen = [order[i] for i in rows]
-            vectors = self._run([tokens[i] for i in chosen])
+        found = behind.spread(lambda rows: self._run([tokens[i] for i in rows]), runs, self._at_once)
+        for chosen, vectors in zip(runs, found, strict=True):
             if out is None:
                 out = np.empty((len(texts), vectors.shape[1]), np.float32)
             out[chosen] = vectors
@@ -95,19 +97,21 @@ class OnnxEncoder:
         return shape.narrow(pool(hidden, mask, self._pooling), *self._narrow)
 
 
-def _session(onnx: Path, threads: int) -> Any:
+def _session(onnx: Path, threads: int) -> tuple[Any, int]:
+    """The session, and how many batches it may run at once."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1
     options.log_severity_level = 4  # what fails is raised, not logged
     wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
     try:
-        return onnxruntime.InferenceSession(str(onnx), options, providers=providers)
+        session = onnxruntime.InferenceSession(str(onnx), options, providers=providers)
     except Exception as error:  # noqa: BLE001 - onnxruntime raises its own unrelated classes for a bad file
         reason = (str(error).splitlines() or ["unknown reason"])[0]
         raise UserError(f"{onnx}: ONNX Runtime cannot load this file ({reason[:160]})") from None
+    return session, threads if session.get_providers()[0] == "CPUExecutionProvider" else 1
 
 
 def _tokenizer(path: Path, max_length: int | None) -> Any:
