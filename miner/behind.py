@@ -1,7 +1,8 @@
 """Work a step ahead and a step behind: what comes next is read, and what is done is written, beside the work itself.
 And the same work on many things at once.
 
-numpy, faiss, pyarrow and ONNX Runtime leave the interpreter free while they compute, so threads of one process are enough.
+numpy, faiss, pyarrow and ONNX Runtime leave the interpreter free while they compute, so threads of one process are
+enough.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -53,3 +54,28 @@ def test_an_error_behind_is_not_lost():
 
     with pytest.raises(OSError, match="disk full"), behind.writer() as later:
         later(fail)
+
+
+def test_work_is_spread_and_comes_back_in_order():
+    together = threading.Barrier(3)
+
+    def work(item):
+        together.wait(10)
+        return item * item
+
+    assert list(behind.spread(work, range(9), 3)) == [item * item for item in range(9)]
+
+
+def test_an_error_of_one_ends_what_has_not_begun():
+    begun = []
+
+    def work(item):
+        begun.append(item)
+        time.sleep(0.01)
+        if item == 0:
+            raise ValueError("broken")
+        return item
+
+    with pytest.raises(ValueError, match="broken"):
+        list(behind.spread(work, range(200), 2))
+    assert len(begun) < 200
