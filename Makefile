@@ -23,9 +23,10 @@ lint: .venv/done
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 
+# A core for each of the two workers of pytest: more threads would wait for each other.
 test: lint
 	$(BIN)/python $(DEMO)/build_corpus.py
-	$(BIN)/pytest -n 2 --dist worksteal --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --durations=15
 
 # Everything, the slow and heavy checks too: torch, FlagEmbedding and sentence-transformers come along, and the tests
 # marked live run where OPENAI_BASE_URL names a server.
