@@ -124,10 +124,11 @@ def _judged(run: Context, world: Numbered, relevance: dict[tuple[int, int], int]
     keys = np.array(sorted(q * total + d for q, d in relevance), np.int64)
     grades = np.array([relevance[divmod(int(key), total)] for key in keys], np.int8)
     parts = []
-    for query, row, rank, score, lowest in mining_steps.eligible(run, world, _opened(run.job.mining)):
+    for query, row, rank, weighed, lowest, score in mining_steps.eligible(run, world, _opened(run.job.mining)):
         pair = query * total + row
         at = np.minimum(np.searchsorted(keys, pair), len(keys) - 1)
-        parts.append((query, rank, score, lowest, np.where(keys[at] == pair, grades[at], -1).astype(np.int8)))
+        relevant = np.where(keys[at] == pair, grades[at], -1).astype(np.int8)
+        parts.append((query, rank, weighed, lowest, relevant, score))
     return tuple(np.concatenate(columns) for columns in zip(*parts, strict=True))
 
 

@@ -79,6 +79,7 @@ def curve(
     score: Array,
     lowest: Array,
     relevant: Array,
+    plain: Array | None = None,
     *,
     negatives: int,
     grid: Sequence[Setting],
@@ -90,7 +91,8 @@ def curve(
     """A point per setting, in the order of the grid. Each query gives its first `negatives` passages that pass.
 
     query int64[n], rank int32[n], score and lowest positive score float32[n], relevant int8[n] (1 relevant, 0 judged
-    and irrelevant, -1 not judged). queries: how many were asked; None: those in the lists, where a query of which
+    and irrelevant, -1 not judged). plain: float32[n], the scores that hardness is the mean of, where the margin weighs
+    something else. queries: how many were asked; None: those in the lists, where a query of which
     nothing was left is missing from `kept` and `full`. samples: of the bootstrap, which draws whole queries, since
     the passages of one query err together. count_unjudged: whether fn takes the unjudged for irrelevant; None: only if
     nothing here was judged irrelevant, so name it where parts of one list shall be compared. An empty list gives points
@@ -100,7 +102,7 @@ def curve(
     present = int(codes[-1]) + 1 if len(codes) else 0
     total = max(present, queries or 0)
     everything = not np.any(relevant == 0) if count_unjudged is None else count_unjudged
-    lists = (codes, rank, score, lowest, relevant)
+    lists = (codes, rank, score, lowest, relevant, score if plain is None else plain)
     sums = _sums(lists, max(total, 1), negatives, grid, everything)
     bounds = _bounds(sums, seed, samples)
     return [
@@ -155,7 +157,7 @@ def hide(positives: Array, query_hash: Array, doc_hash: Array, seed: int, share:
 
 
 def _sums(lists: tuple[Array, ...], queries: int, negatives: int, grid: Sequence[Setting], everything: bool) -> _Sums:
-    codes, rank, score, lowest, relevant = lists
+    codes, rank, score, lowest, relevant, plain = lists
     sums = _Sums(*np.zeros((4, len(grid), queries)))
     for i, setting in enumerate(grid):
         margins = (setting.margin, None) if setting.kind == "absolute" else (None, setting.margin)
@@ -163,7 +165,7 @@ def _sums(lists: tuple[Array, ...], queries: int, negatives: int, grid: Sequence
         rows = np.flatnonzero((rank >= setting.rank_min) & ~(score > highest))
         rows = rows[ranking.position(codes[rows]) < negatives]
         judged = np.ones(len(rows), bool) if everything else relevant[rows] >= 0
-        parts = (np.ones(len(rows)), judged, relevant[rows] == 1, score[rows])
+        parts = (np.ones(len(rows)), judged, relevant[rows] == 1, plain[rows])
         for target, weights in zip(sums, parts, strict=True):
             target[i] = np.bincount(codes[rows], weights.astype(float), queries)
     return sums

@@ -199,11 +199,11 @@ def run_candidates(run: Context, work: Path) -> Done:
     return Done({"candidates": pooled + counts.total(), "pool": pooled, "dropped": dict(sorted(counts.items()))})
 
 
-def eligible(run: Context, world: Numbered, mining: Mining) -> Iterator[tuple[Array, Array, Array, Array, Array]]:
+def eligible(run: Context, world: Numbered, mining: Mining) -> Iterator[tuple[Array, ...]]:
     """What `mining` lets into a pool of any size, from the lists that are there: by block, by (query, rank).
 
-    (query rows int64[n], passage rows int64[n], ranks int32[n], scores and lowest positive scores float32[n] of the
-    scorer that the margins are on). Queries without positive in `world` are left out.
+    (query rows int64[n], passage rows int64[n], ranks int32[n], what the margins weigh and its lowest of the positives
+    float32[n], plain scores float32[n] of the same scorer). Queries without positive in `world` are left out.
     """
     vectors = _vectors(run)
     refuse = _content(run, world, vectors)
@@ -219,9 +219,9 @@ def eligible(run: Context, world: Numbered, mining: Mining) -> Iterator[tuple[Ar
         rows = np.flatnonzero(table.column("pool_rank").is_valid().to_numpy())
         rows = rows[np.isin(found.query[rows], world.positives_of(block)[:, 0])]
         rank, score, lowest = (table.column(name).to_numpy()[rows] for name in ("rank", which, f"positive_{which}"))
-        if mining.margin_on == "rocchio":
-            score = candidates.rocchio(score, scores.to_positive[rows])
-        yield block.low + found.query[rows], found.row[rows], rank, score, lowest
+        rocchio = mining.margin_on == "rocchio"
+        weighed = candidates.rocchio(score, scores.to_positive[rows]) if rocchio else score
+        yield block.low + found.query[rows], found.row[rows], rank, weighed, lowest, score
 
 
 def _content(run: Context, world: Numbered, vectors: tuple[Array, Array]) -> Callable[[Block, Array, Array], Refusals]:

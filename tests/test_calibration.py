@@ -53,6 +53,17 @@ def kept(rows, setting: Setting, negatives: int) -> dict[int, list[tuple]]:
     return found
 
 
+def test_hardness_is_of_the_plain_scores_where_the_margin_weighs_others():
+    rows = [(0, 3, 0), (0, 2, 1), (1, 2, 0)]
+    grid = [Setting(1, "relative", 0)]
+    plain = np.array([0.9, 0.7, 0.2], np.float32)
+    columns = lists(rows)
+    (weighed,) = calibration.curve(*columns, negatives=2, grid=grid, seed=13, samples=50)
+    (point,) = calibration.curve(*columns, plain, negatives=2, grid=grid, seed=13, samples=50)
+    assert point._replace(hardness=weighed.hardness) == weighed
+    assert weighed.hardness != point.hardness == pytest.approx(plain.mean())
+
+
 @given(ROWS, SETTINGS, st.integers(1, 5))
 def test_a_point_counts_what_its_setting_keeps(rows, grid, negatives):
     for setting, point in zip(grid, curve(rows, grid, negatives), strict=True):
