@@ -136,7 +136,8 @@ def scores(found: Found, numbers: Numbers) -> Row | None:
     near = report_numbers.values(sample, "to_positive")
     weighed, what = score, "the score"
     if np.isfinite(near).any():  # the margin of `rocchio`
-        weighed, what = (score + near) / 2, "the mean of the score and the cosine with the nearest positive"
+        weighed = np.where(np.isfinite(near), (score + near) / 2, score)  # a written one was never held against it
+        what = "the mean of the score and, of mined ones, the cosine with the nearest positive"
     of = report_read.positives(found, ["score", "teacher_score"])
     taught = report_numbers.values(sample, "teacher_score")
     plots = [
