@@ -450,7 +450,8 @@ class Connection(asyncio.Protocol):
             seen.arrived.append(now)
         if not full and state.script.takes is not None and form_of(body) not in state.script.takes:
             kind = "form"
-        state.kinds[kind] += 1
+        if not is_probe(body):
+            state.kinds[kind] += 1
         self._reply(kind, body, seen)
 
     def _reply(self, kind: str, body: dict[str, Any], seen: Seen) -> None:
@@ -562,7 +563,7 @@ class Watched:
         return self._call("GET", "/counts")
 
     def stats(self) -> dict[str, Any]:
-        """The counts with kinds (of reply), forms (of answer asked for), drops and keys: {digest: its Seen}.
+        """The counts with kinds (of reply, probes apart), forms (of answer asked for), drops and keys: {digest: its Seen}.
 
         drops: (digest, age, when) of each connection that went away: the request it was answering (age 0), or the one
         that it had answered `age` seconds before.

@@ -129,6 +129,14 @@ def test_a_fault_that_passes_costs_one_more_try(engine, fault):
         assert [tries(server, request) for request in asked] == [1, 2, 1]
 
 
+def test_a_fault_before_any_answer_is_followed_by_one_greeting(engine):
+    asked = list(requests(3))
+    with FaultServer(plans=[plan("502")], delay_s=0.3) as server:  # the 502 comes at once
+        assert_all_answered(engine(server, asked), asked)
+        assert server.stats()["kinds"] == {"ok": 3, "502": 1}
+        assert server.counts()["probes"] == 1
+
+
 def test_faults_in_a_row_are_outlived(engine):
     asked = list(requests(3))
     with FaultServer(plans=[plan("500", "reset", "malformed")]) as server:
