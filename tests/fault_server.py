@@ -563,7 +563,7 @@ class Watched:
         return self._call("GET", "/counts")
 
     def stats(self) -> dict[str, Any]:
-        """The counts with kinds (of reply, probes apart), forms (of answer asked for), drops and keys: {digest: its Seen}.
+        """The counts with kinds (of reply), forms (of answer asked for), drops and keys: {digest: its Seen}; no probes.
 
         drops: (digest, age, when) of each connection that went away: the request it was answering (age 0), or the one
         that it had answered `age` seconds before.
