@@ -130,8 +130,10 @@ def _first_line(error: Exception) -> str:
 
 
 # In this order the fences' code is made from them. Of the judge, `passages` are the fenced passages of one call.
+# query_nonce is a code too, made without the passages: requests about one query then begin alike, which servers reuse.
+CODES = ("nonce", "query_nonce")
 GIVEN = {
-    "judge": ("query", "positive", "passage", "passages", "nonce"),
+    "judge": ("query", "positive", "passage", "passages", *CODES),
     "generate": ("query", "positive", "facet", "near_miss", "words", "k", "language", "nonce"),
 }
 MANY = ("packed", "listwise")
@@ -189,22 +191,29 @@ def _check_schema(path: Path, front: Front) -> None:
                 raise UserError(f"{path}: the entries of `answers` need the property {name} of type {kind}")
 
 
-def nonce(*texts: str) -> str:
-    """Code of the fences around untrusted texts: their own hash, and never one that stands in a text."""
+def nonce(*texts: str, others: Sequence[str] = ()) -> str:
+    """Code of the fences around untrusted texts: the hash of `texts`, and never one that stands in these or `others`."""
     code = digest(list(texts))[:10]
-    while any(code in text for text in texts):
+    while any(code in text for text in (*texts, *others)):
         code = digest([code, *texts])[:10]
     return code
 
 
+def _codes(inputs: Sequence[str], shared: Sequence[str], passages: Sequence[str]) -> dict[str, str]:
+    """The codes that a prompt uses. shared: the texts that all requests about one query show."""
+    codes = {"nonce": nonce(*shared, *passages), "query_nonce": nonce(*shared, others=passages)}
+    return {name: code for name, code in codes.items() if name in inputs}
+
+
 def fill(prompt: Prompt, **texts: str) -> dict[str, str]:
     """The values of the prompt's inputs, the code of the fences among them. Raises UserError where one is lacking."""
-    names = [name for name in GIVEN[prompt.front.task] if name in prompt.front.inputs and name != "nonce"]
+    names = [name for name in GIVEN[prompt.front.task] if name in prompt.front.inputs and name not in CODES]
     for name in names:
         if name not in texts:
             raise UserError(f"prompt {prompt.front.name}: no {name} is given, which it shows")
     values = {name: texts[name] for name in names}
-    return values | ({"nonce": nonce(*values.values())} if "nonce" in prompt.front.inputs else {})
+    shared = [text for name, text in values.items() if name != "passage"]
+    return values | _codes(prompt.front.inputs, shared, [text for name, text in values.items() if name == "passage"])
 
 
 def fill_many(prompt: Prompt, query: str, positive: str, passages: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -213,9 +222,10 @@ def fill_many(prompt: Prompt, query: str, positive: str, passages: Sequence[str]
     The fences of the passages are made here: a template cannot leave one out.
     """
     ids = [str(number) for number in range(1, len(passages) + 1)]
-    code = nonce(query, positive, *passages)
+    codes = _codes(prompt.front.inputs, [query, positive], passages)
+    code = next(iter(codes.values()), "") or nonce(query, positive, *passages)
     fenced = [f"=== PASSAGE {id_} {code} ===\n{text}" for id_, text in zip(ids, passages, strict=True)]
-    values = {"query": query, "positive": positive, "passages": "\n".join(fenced), "nonce": code}
+    values = {"query": query, "positive": positive, "passages": "\n".join(fenced), **codes}
     return {name: value for name, value in values.items() if name in prompt.front.inputs}, ids
 
 
