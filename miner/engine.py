@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from miner import (
     calibrate_judge,
     encoders,
@@ -309,14 +311,10 @@ def advance(run: Context, until: str | None = None) -> list[Stamp]:
     for step in plan(run.job):
         inputs = _inputs(run, step, stamps)
         why = run.folder.staleness(step.name, inputs)
-        if why:
-            log.info("%s: %s", step.name, why)
-            stamps[step.name] = _do(run, step, inputs)
-        else:
-            log.info("%s: fresh", step.name)
-            stamp = run.folder.stamp(step.name)
-            assert stamp is not None, "a fresh step has a stamp"
-            stamps[step.name] = stamp
+        log.info("%s: %s", step.name, why or "fresh")
+        stamp = _do(run, step, inputs) if why else run.folder.stamp(step.name)
+        assert stamp is not None, "a fresh step has a stamp"
+        stamps[step.name] = stamp
         if step.name == last:
             break
     write_manifest(run, stamps)
@@ -328,6 +326,7 @@ def _do(run: Context, step: Step, inputs: Inputs) -> Stamp:
     start = time.monotonic()
     work = run.folder.work(step.name, inputs)
     done = step.run(run, work)
+    pa.default_memory_pool().release_unused()  # or the next step's peak stands on what this one no longer needs
     stamp = run.folder.finish(step.name, inputs, work, done.counts, done.complete)
     log.info("%s: done in %.1f s", step.name, time.monotonic() - start)
     return stamp

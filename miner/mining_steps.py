@@ -185,6 +185,8 @@ def run_candidates(run: Context, work: Path) -> Done:
             store.write_table(work / f"positives-{number}.parquet", tables[1])
             store.write_table(part, tables[0])
         counts.update(_reason_counts(part))
+        for mapped in vectors:
+            store.let_go(mapped)
         tick(block.size)
 
     with progress.bar("select", world.queries.num_rows, "queries") as tick, behind.writer() as later:

@@ -192,7 +192,7 @@ def _check_schema(path: Path, front: Front) -> None:
 
 
 def nonce(*texts: str, others: Sequence[str] = ()) -> str:
-    """Code of the fences around untrusted texts: the hash of `texts`, and never one that stands in these or `others`."""
+    """Code of the fences around untrusted texts: the hash of `texts`, and never one that stands in them or `others`."""
     code = digest(list(texts))[:10]
     while any(code in text for text in (*texts, *others)):
         code = digest([code, *texts])[:10]

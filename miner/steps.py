@@ -192,10 +192,10 @@ def gather(path: Path, cache: VectorCache, wanted: Array, dimension: int) -> Non
             np.lib.format.write_array_header_1_0(
                 handle, {"descr": "<f4", "fortran_order": False, "shape": (len(wanted), dimension)}
             )
-            for start in range(0, len(wanted), 1 << 16):
-                block = wanted[start : start + (1 << 16)]
+            for start in range(0, len(wanted), 1 << 14):
+                block = wanted[start : start + (1 << 14)]
                 out = np.empty((len(block), dimension), np.float32)
                 cache.gather(block, out)
-                handle.write(out.tobytes())
+                handle.write(out.data)
 
     store.replace(path, write)

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import itertools
 import json
+import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -47,6 +48,13 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def let_go(mapped: np.ndarray[Any, Any]) -> None:
+    """The pages read of a memory-mapped array are this process's memory no more; whoever reads on has them back."""
+    base: Any = mapped.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def unused_name(path: Path) -> Path:

@@ -89,6 +89,24 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
 ROWS = [{"text": f"línea {n}\u2028", "n": n} for n in range(500)]
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's own count of memory")
+def test_what_was_read_of_a_mapped_array_can_be_let_go(tmp_path):
+    def resident() -> int:
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmRSS"))
+        return int(line.split()[1])
+
+    rows = np.arange(1 << 23, dtype=np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    assert (mapped == rows).all()
+    held = resident()
+    store.let_go(mapped)
+    assert resident() < held - 24 * 1024
+    assert (mapped == rows).all()
+    store.let_go(rows)  # nothing of a file: it stays
+    assert rows[-1] == (1 << 23) - 1
+
+
 def test_gzip_bytes_hold_no_time_and_no_name(tmp_path):
     store.write_jsonl(tmp_path / "a.jsonl.gz", ROWS)
     time.sleep(1.1)  # gzip's time stamp counts whole seconds

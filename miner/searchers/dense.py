@@ -294,6 +294,7 @@ class DenseSearcher:
         for exactly.
         """
         block = np.ascontiguousarray(self.query_vectors[queries], np.float32)
+        store.let_go(self.query_vectors)
         scores, rows = self.indexed(block, k)
         if len(short := np.flatnonzero(rows[:, min(k, len(self.vectors)) - 1] < 0)):
             scores[short], rows[short] = self.exact(block[short], k)
