@@ -232,7 +232,7 @@ def _served(group: str, endpoint: Endpoint, together: list[Role], online: bool, 
             continue
         server = Server(group, endpoint, address, key)
         if not online:
-            host = provider.host(address or "https://api.openai.com/v1")
+            host = provider.host(address or provider.OPENAI)
             yield Check(group, "server", "ok", f"{host} is not asked: --offline")
         else:
             yield from asyncio.run(_examined(server, together, ask))

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from miner.errors import UserError
 
+OPENAI = "https://api.openai.com/v1"  # where a job names no server
 RETRY_STATUS = {408, 409, 429, 500, 502, 503, 504, 529}
 STOP_STATUS = {401, 402, 403, 404}
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0

@@ -241,7 +241,7 @@ def choose(rows: int, dimension: int, queries: int, **settings) -> dense.Choice:
 
 @pytest.fixture
 def cores(monkeypatch) -> None:
-    monkeypatch.setattr(dense.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(dense.behind, "cores", lambda: 2)
 
 
 @pytest.mark.parametrize(

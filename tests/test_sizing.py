@@ -180,7 +180,7 @@ def test_auto_takes_what_the_index_step_takes(monkeypatch):
     from miner.config import Index
     from miner.searchers import dense
 
-    monkeypatch.setattr(dense.os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(dense.behind, "cores", lambda: 16)
     for rows, queries, memory in ((10**6, 10**5, 32), (10**7, 10**6, 96), (10**7, 10**6, 40), (10**8, 10, 100)):
         real = dense.choose(rows, 768, queries, Index.model_validate({"memory_gb": memory, "gpu": False}))
         assert sizing.chosen(rows, 768, queries, memory * 1e9, 16) == real.kind

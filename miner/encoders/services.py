@@ -14,7 +14,7 @@ from miner.config import is_address, secret
 from miner.encoders import Kind, Vectors
 from miner.errors import UserError
 
-OPENAI, COHERE = "https://api.openai.com/v1", "https://api.cohere.com"
+COHERE = "https://api.cohere.com"
 INPUT_TYPES: dict[Kind, str] = {"query": "search_query", "passage": "search_document"}
 
 
@@ -115,7 +115,7 @@ def inputs(settings: config.Encoder) -> dict[str, str]:
 def address(settings: config.Encoder) -> str:
     if settings.base_url or settings.backend == "cohere":
         return (settings.base_url or COHERE).rstrip("/")
-    given = os.environ.get("OPENAI_BASE_URL") or OPENAI
+    given = os.environ.get("OPENAI_BASE_URL") or provider.OPENAI
     if not is_address(given):
         raise UserError(f"OPENAI_BASE_URL is {given!r}, not a web address; export it as http(s)://host:port/v1")
     return given.rstrip("/")

@@ -97,7 +97,7 @@ def identity(endpoint: Endpoint) -> str:
         return endpoint.identity
     if endpoint.backend == "vllm":
         return _in_process(endpoint)
-    address = endpoint.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    address = endpoint.base_url or os.environ.get("OPENAI_BASE_URL") or provider.OPENAI
     if not is_address(address):
         raise UserError(f"OPENAI_BASE_URL is {address!r}, not a web address; export it as http(s)://host:port/v1")
     return provider.place(address)

@@ -21,7 +21,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from miner import store
+from miner import behind, store
 from miner.chunks import each
 from miner.config.mining import Index
 from miner.errors import UserError
@@ -85,7 +85,7 @@ def choose(rows: int, dimension: int, queries: int, settings: Index, whole: bool
 
 def _automatic(rows: int, dimension: int, queries: int, memory: float, gpu: bool, whole: bool) -> tuple[str, str]:
     size = 4.0 * rows * dimension
-    seconds = 2.0 * rows * dimension * queries / (GPU_FLOPS if gpu else CORE_FLOPS * (os.cpu_count() or 1))
+    seconds = 2.0 * rows * dimension * queries / (GPU_FLOPS if gpu else CORE_FLOPS * behind.cores())
     vectors = f"{rows:,} vectors of {dimension} take {size / GB:,.2f} GB"
     if size > memory:
         return "ivf-pq", f"{vectors}, more than the {memory / GB:,.2f} GB allowed"
