@@ -265,7 +265,8 @@ def _unvouched(run: Context) -> str:
     if one["threshold"] is None:
         return f"{who} failed its calibration ({one['reason']})"
     defaults = Judge()  # type: ignore[call-arg]
-    for name in (*RESTS_ON, *(PACKED if prompt.mode in prompts.MANY else ())):
+    more = PACKED if prompt.mode in prompts.MANY else ("orders",) * (prompt.orders > 1)
+    for name in (*RESTS_ON, *more):
         found, wanted = one.get(name, getattr(defaults, name)), getattr(judge, name)
         if found != wanted:
             return f"{who} was calibrated with judge.{name} {json.dumps(found)}, and the job has {json.dumps(wanted)}"

@@ -141,8 +141,9 @@ def _judged(run: Context, ids: Ids) -> Target:
     prompt, judge, endpoint = run.prompt("judge"), run.job.judge, run.endpoint("judge")
     queries, versions = frozenset(query_id for query_id, _ in ids), frozenset([prompt.version])
     if prompt.mode not in prompts.MANY:
-        pairs = frozenset(ids)
-        return Target("judge", endpoint.model, versions, len(ids), pairs, queries, _notes(endpoint))
+        orders = min(prompt.orders, judge.orders)
+        pairs = frozenset(ids) if orders == 1 else None
+        return Target("judge", endpoint.model, versions, len(ids) * orders, pairs, queries, _notes(endpoint))
     groups = ([doc_id for _, doc_id in group] for _, group in groupby(ids, key=lambda pair: pair[0]))
     expected = sum(len(packs.shapes(group, judge.pack, judge.orders, run.job.seed)) for group in groups)
     return Target("judge", endpoint.model, versions, expected, None, queries, _notes(endpoint))

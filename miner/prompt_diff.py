@@ -244,6 +244,5 @@ def check(
 def like(run: Run, given: dict[str, str | None]) -> prompt_eval.Settings:
     """The settings of a run; `given` values of the endpoint win."""
     values = {**run.summary["endpoint"], **{name: value for name, value in given.items() if value is not None}}
-    return prompt_eval.Settings(
-        prompt_eval.endpoint(values), Judge.model_validate(run.summary["judge"]), 1, run.summary["seed"]
-    )
+    judge = Judge.model_validate({**run.summary["judge"], "orders": run.summary.get("orders", 1)})
+    return prompt_eval.Settings(prompt_eval.endpoint(values), judge, 1, run.summary["seed"])

@@ -65,7 +65,7 @@ class Group(NamedTuple):
     repeat: int
 
 
-def settings(job: Any, given: dict[str, str | None], repeat: int = 1) -> Settings:
+def settings(job: Any, given: dict[str, str | None], repeat: int = 1, orders: int | None = None) -> Settings:
     """From a job (or None) and what stands on the command line, which wins. Raises UserError."""
     base: Endpoint | None = (job.judge.llm or job.llm) if job is not None else None
     values = base.model_dump(exclude_defaults=True) if base is not None else {}
@@ -73,6 +73,8 @@ def settings(job: Any, given: dict[str, str | None], repeat: int = 1) -> Setting
     if "model" not in values:
         raise UserError("prompt eval: no model; give --model NAME, or --job JOB.yaml with llm.model")
     judge = job.judge if job is not None else Judge()  # type: ignore[call-arg]
+    if orders is not None:
+        judge = judge.model_copy(update={"orders": orders})
     return Settings(endpoint(values), judge, repeat)
 
 
@@ -112,11 +114,10 @@ def units(prompt: Prompt, rows: list[Golden], settings: Settings) -> Iterator[Un
     judgments.check(prompt, settings.judge)
     for group in groups(prompt, rows, settings):
         varied = _varied(prompt, group.repeat)
-        for shape in group.shapes:
+        for order, shape in enumerate(group.shapes, 1):
             shown = [group.pairs[number] for number in shape]
-            yield Unit(
-                judgments.request_about(shown, varied, _endpoint(varied, settings), settings.judge), group.repeat
-            )
+            made = judgments.request_about(shown, varied, _endpoint(varied, settings), settings.judge, order)
+            yield Unit(made, group.repeat)
 
 
 def _varied(prompt: Prompt, repeat: int) -> Prompt:
@@ -284,11 +285,13 @@ def golden_row(path: Path, number: int) -> Golden:
     return pairs[number - 1]
 
 
-def rendered(prompt: Prompt, query: str, positive: str, passages: list[str], more: Row) -> list[dict[str, str]]:
+def rendered(
+    prompt: Prompt, query: str, positive: str, passages: list[str], more: Row, order: int = 1
+) -> list[dict[str, str]]:
     """The messages of a prompt for these texts. more: what generators are given beside."""
     if prompt.mode in prompts.MANY:
         return prompt.messages(**prompts.fill_many(prompt, query, positive, passages)[0])
-    return prompt.messages(**prompts.fill(prompt, query=query, positive=positive, passage=passages[0], **more))
+    return prompt.messages(**prompts.fill(prompt, order, query=query, positive=positive, passage=passages[0], **more))
 
 
 def golden_digest(rows: list[Golden]) -> str:
@@ -296,8 +299,10 @@ def golden_digest(rows: list[Golden]) -> str:
     return store.digest([[getattr(row, name) for name in names] for row in rows])[:12]
 
 
-def run_folder(runs: Path, prompt: Prompt, endpoint: Endpoint, rows: list[Golden]) -> Path:
-    parts = [prompt.front.name, prompt.version, endpoint.model, golden_digest(rows)]
+def run_folder(runs: Path, prompt: Prompt, settings: Settings, rows: list[Golden]) -> Path:
+    parts = [prompt.front.name, prompt.version, settings.endpoint.model, golden_digest(rows)]
+    if settings.judge.orders > 1 and (prompt.orders > 1 or prompt.mode in prompts.MANY):
+        parts.append("both_orders")
     return runs / "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", part) for part in parts)
 
 
@@ -328,7 +333,7 @@ def evaluate(
     said = read(prompt, rows, settings, replies)
     results = [result(row, one, settings.judge) for row, one in zip(rows, said, strict=True)]
     summary = _summary(prompt, results, settings, source or {}, rows, cost)
-    folder = run_folder(runs, prompt, settings.endpoint, rows)
+    folder = run_folder(runs, prompt, settings, rows)
     store.write_text(folder / "prompt.md", prompt.text)
     store.write_jsonl(folder / "results.jsonl", results)
     store.write_json(folder / "summary.json", summary)
@@ -351,6 +356,7 @@ def _summary(prompt: Prompt, results: list[Row], settings: Settings, source: Row
             "queries": len({row.query_id for row in rows}),
         },
         "judge": {name: getattr(settings.judge, name) for name in ("relevant_from", "irrelevant_to", "max_chars")},
+        "orders": settings.judge.orders,
         "repeat": settings.repeat,
         "seed": settings.seed,
         **metrics(results, settings.judge, settings.seed, settings.samples),

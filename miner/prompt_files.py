@@ -293,8 +293,14 @@ def lint(path: Path) -> list[Finding]:
 
 def _fence_findings(prompt: Prompt) -> Iterator[Finding]:
     """Each untrusted text must stand between two lines that hold the code which it cannot know."""
+    for order in range(1, prompt.orders + 1):
+        yield from _fences_of(prompt, order)
+
+
+def _fences_of(prompt: Prompt, order: int) -> Iterator[Finding]:
     code = "0123abcdef"
-    values = {name: f"<<{name}>>" for name in prompt.front.inputs} | dict.fromkeys(prompts.CODES, code)
+    values: dict[str, Any] = {name: f"<<{name}>>" for name in prompt.front.inputs}
+    values |= dict.fromkeys(prompts.CODES, code) | {"order": order}
     if "passages" in values:
         values["passages"] = f"=== PASSAGE 1 {code} ===\n<<passage>>"
     try:
@@ -324,7 +330,7 @@ def _order_findings(prompt: Prompt) -> Iterator[Finding]:
     last = "passages" if "passages" in prompt.front.inputs else "passage"
     if prompt.front.task == "judge":
         used = dict.fromkeys(re.findall(r"{{\s*(\w+)\s*}}", prompt.user))  # a text may stand behind it once more
-        if [name for name in used if name not in prompts.CODES][-1:] != [last]:
+        if [name for name in used if name not in prompts.NO_TEXT][-1:] != [last]:
             yield Finding("warning", f"{last} does not come last; requests of one query then share less")
 
 

@@ -70,7 +70,12 @@ class Prompt:
         """How a judge's answer is read; graded where the front matter does not say."""
         return self.front.mode or "graded"
 
-    def messages(self, **values: str) -> list[dict[str, str]]:
+    @property
+    def orders(self) -> int:
+        """In how many orders the prompt itself can show its texts. (Packs are shuffled, whatever the prompt.)"""
+        return 2 if "order" in self.front.inputs else 1
+
+    def messages(self, **values: Any) -> list[dict[str, str]]:
         """The chat messages. Values are text and never read as template code. Raises UserError."""
         try:
             return [
@@ -131,9 +136,11 @@ def _first_line(error: Exception) -> str:
 
 # In this order the fences' code is made from them. Of the judge, `passages` are the fenced passages of one call.
 # query_nonce is a code too, made without the passages: requests about one query then begin alike, which servers reuse.
+# order: of a binary judge that can show the texts in two orders, 1 or 2.
 CODES = ("nonce", "query_nonce")
+NO_TEXT = (*CODES, "order")
 GIVEN = {
-    "judge": ("query", "positive", "passage", "passages", *CODES),
+    "judge": ("query", "positive", "passage", "passages", *NO_TEXT),
     "generate": ("query", "positive", "facet", "near_miss", "words", "k", "language", "nonce"),
 }
 MANY = ("packed", "listwise")
@@ -155,6 +162,8 @@ def _check_inputs(path: Path, front: Front, text: str) -> None:
         if front.mode is not None:
             raise UserError(f"{path}: mode {front.mode} is for judges; take the key out of this generator")
         return
+    if "order" in used and front.mode != "binary":
+        raise UserError(f"{path}: order is for binary judges; a judge of mode {front.mode or 'graded'} takes it out")
     wanted, other = ("passages", "passage") if front.mode in MANY else ("passage", "passages")
     if wanted not in used or other in used:
         raise UserError(f"{path}: a judge of mode {front.mode or 'graded'} shows {wanted}, and never {other}")
@@ -205,15 +214,16 @@ def _codes(inputs: Sequence[str], shared: Sequence[str], passages: Sequence[str]
     return {name: code for name, code in codes.items() if name in inputs}
 
 
-def fill(prompt: Prompt, **texts: str) -> dict[str, str]:
+def fill(prompt: Prompt, order: int = 1, /, **texts: str) -> dict[str, Any]:
     """The values of the prompt's inputs, the code of the fences among them. Raises UserError where one is lacking."""
-    names = [name for name in GIVEN[prompt.front.task] if name in prompt.front.inputs and name not in CODES]
+    names = [name for name in GIVEN[prompt.front.task] if name in prompt.front.inputs and name not in NO_TEXT]
     for name in names:
         if name not in texts:
             raise UserError(f"prompt {prompt.front.name}: no {name} is given, which it shows")
     values = {name: texts[name] for name in names}
     shared = [text for name, text in values.items() if name != "passage"]
-    return values | _codes(prompt.front.inputs, shared, [text for name, text in values.items() if name == "passage"])
+    codes = _codes(prompt.front.inputs, shared, [text for name, text in values.items() if name == "passage"])
+    return values | codes | ({"order": order} if prompt.orders > 1 else {})
 
 
 def fill_many(prompt: Prompt, query: str, positive: str, passages: Sequence[str]) -> tuple[dict[str, str], list[str]]:

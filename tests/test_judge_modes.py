@@ -163,6 +163,49 @@ def test_two_orders_that_disagree_leave_the_pair_unsure(tmp_path):
     assert refused == {"judged_unsure"}
 
 
+def passage_first(body: dict[str, Any]) -> bool:
+    return body["messages"][1]["content"].startswith("=== PASSAGE")
+
+
+def test_a_binary_judge_in_two_orders_goes_by_the_mean(tmp_path):
+    def sure_of_no(body: dict[str, Any]) -> Reply:
+        """In the second order every passage has .5 less."""
+        query, passages = judging.texts(body)
+        probability = judging.PROBABILITY[by_hash(query, passages[0][1])]
+        return 200, {}, judging.yes_no(max(0.02, probability - 0.5 * passage_first(body)))
+
+    with Loopback(sure_of_no) as server:
+        job = judging.job(tmp_path / "a", server, judge={"prompt": "binary", "orders": 2})
+        counts = advance(job)["judgments"].counts
+        first, second = ([b for b in server.bodies if passage_first(b) == way] for way in (False, True))
+    assert len(first) == len(second) == PAIRS
+    assert all("REFERENCE" in body["messages"][1]["content"] for body in first)
+    assert not any("REFERENCE" in body["messages"][1]["content"] for body in second)
+    assert {body["messages"][0]["content"] for body in first + second} == {prompts.load("judge", "binary", None).system}
+    assert counts["tokens"]["prompt"] == 100 * 2 * PAIRS
+    true, found = truths(job), rows(job, "judgments")
+    assert all(row["other_key"] not in (None, row["request_key"]) for row in found)
+    for row in found:
+        alone = judging.PROBABILITY[true[key(row)]]
+        mean = (alone + max(0.02, alone - 0.5)) / 2
+        assert row["score"] == pytest.approx(mean, abs=1e-6)
+        assert row["verdict"] == ("relevant" if mean >= 0.5 else "irrelevant")
+    assert any(judging.PROBABILITY[true[key(r)]] >= 0.5 and r["verdict"] == "irrelevant" for r in found), "it matters"
+
+
+def test_where_one_of_two_orders_has_no_answer_neither_counts(tmp_path):
+    def silent(body: dict[str, Any]) -> Reply:
+        return (200, {}, completion("Maybe", "stop")) if passage_first(body) else judging.judge()(body)
+
+    with Loopback(silent) as server:
+        job = judging.job(tmp_path / "a", server, judge={"prompt": "binary", "orders": 2})
+        advance(job)
+    assert {(row["status"], row["verdict"], row["score"]) for row in rows(job, "judgments")} == {
+        ("unparsable", "failed", None)
+    }
+    assert kept(job) == []
+
+
 # ---------------------------------------------------------------- reference, evidence, probabilities
 
 ENDPOINT = Endpoint(model="toy")  # type: ignore[call-arg]
@@ -312,6 +355,19 @@ def entry(run: Any, **more: Any) -> dict[str, Any]:
         **settings,
         **more,
     }
+
+
+def test_a_calibration_in_one_order_does_not_vouch_for_two(tmp_path, server):
+    job = judging.job(tmp_path / "a", server, judge={"uncalibrated": False, "prompt": "binary", "orders": 2})
+    with judging.opened(job) as run:
+        for orders in (1, 2):
+            one = entry(run, prompt="binary", on="score", threshold=0.6, orders=orders)
+            store.write_json(run.folder.root / "calibration.json", {"format": 1, "calibrations": [one]})
+            if orders == 2:
+                calibrate_judge.gate(run)
+                continue
+            with pytest.raises(UserError, match=r"was calibrated with judge\.orders 1, and the job has 2"):
+                calibrate_judge.gate(run)
 
 
 @pytest.mark.parametrize(

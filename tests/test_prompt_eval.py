@@ -136,6 +136,21 @@ def test_every_mode_is_read(tmp_path, server, mode, requests):
         assert topic["passage"].startswith(topic["evidence"])
 
 
+def test_both_orders_are_asked_on_demand_and_their_run_stands_beside_the_other(tmp_path, server):
+    file = golden(tmp_path)
+    once = evaluate(server, "binary", file)
+    twice = evaluate(server, "binary", file, "--orders", 2)
+    assert (once["spent"]["requests"], twice["spent"]["requests"], len(asked(server))) == (24, 48, 48)
+    assert Path(twice["folder"]).name == f"{Path(once['folder']).name}-both_orders"
+    assert (once["orders"], twice["orders"]) == (1, 2)
+    # This judge reads the texts alike in both orders.
+    assert twice["measures"]["auc_score"] == once["measures"]["auc_score"]
+    found = data("diff", once["folder"], twice["folder"])
+    assert found["flips"] == []
+    data("check", "binary", "--against", twice["folder"], "--max-drop", 0.5)
+    assert len(asked(server)) == 48, "a check asks what its run asked"
+
+
 def test_a_graded_evaluation_asks_what_a_job_would_ask():
     row = Golden("q", "query", "positive " * 900, "d", "passage " * 900, 1)
     endpoint, prompt = Endpoint(model="toy"), prompts.load("judge", "graded", None)

@@ -133,6 +133,7 @@ def render(
     passage: Annotated[list[str] | None, typer.Option(help="The passage; repeatable for packed judges.")] = None,
     golden: Golden = None,
     row: Annotated[int, typer.Option("--row", min=1, help="Which row of --golden, from 1.")] = 1,
+    order: Annotated[int, typer.Option(min=1, max=2, help="Of a binary judge with two orders of its texts.")] = 1,
     facet: Annotated[str, typer.Option(help="Generators: the facet to change.")] = "entity",
     near_miss: Annotated[str, typer.Option("--near-miss", help="Generators: a mined near-miss.")] = "",
     words: Annotated[int, typer.Option(min=1, help="Generators: length of the passage to write.")] = 80,
@@ -152,7 +153,7 @@ def render(
     if query is None:
         raise UserError("prompt render: give --query, or --golden FILE --row N")
     more = {"facet": facet, "near_miss": near_miss, "words": str(words), "k": str(k), "language": language}
-    messages = prompt_eval.rendered(prompt, query, positive, passage or [""], more)
+    messages = prompt_eval.rendered(prompt, query, positive, passage or [""], more, order)
     print_json(messages) if as_json else prompt_views.print_messages(messages)
 
 
@@ -186,6 +187,9 @@ def eval_(
     api_key: ApiKey = None,
     job: JobFile = None,
     repeat: Annotated[int, typer.Option(min=1, help="Ask every pair so often, each time with another seed.")] = 1,
+    orders: Annotated[
+        int | None, typer.Option(min=1, max=2, help="2: ask in both orders; default: judge.orders of --job, else 1.")
+    ] = None,
     limit: Limit = None,
     split: Split = None,
     retry_failed: Retry = False,
@@ -200,7 +204,7 @@ def eval_(
     with resumable():
         settings = load(job, None) if job else None
         prompt = prompt_files.find(name, _own(own, settings), "judge")
-        how = prompt_eval.settings(settings, {"model": model, "base_url": base_url, "api_key": api_key}, repeat)
+        how = prompt_eval.settings(settings, {"model": model, "base_url": base_url, "api_key": api_key}, repeat, orders)
         rows, source = prompt_eval.golden_rows({"path": golden, "split": split, "limit": limit})
         folder, summary = prompt_eval.evaluate(prompt, rows, how, runs, source, retry_failed)
     found = {"folder": str(folder), **summary}

@@ -195,7 +195,9 @@ class Judge(Model):
     )
     pack: int = Field(8, ge=1, le=64, description="Of a packed or listwise prompt: most passages in one request.")
     orders: Literal[1, 2] = Field(
-        1, description="2: ask each pack in both directions; where the two disagree the verdict is unsure."
+        1,
+        description="2: ask each pack in both directions; where the two disagree the verdict is unsure. Of a binary"
+        " prompt that can show its texts in two orders: ask in both; the mean of the probabilities counts.",
     )
     rungs: tuple[Rung, ...] = Field(
         (),

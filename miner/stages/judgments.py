@@ -110,7 +110,7 @@ def groups(pairs: Iterable[Pair], prompt: prompts.Prompt) -> Iterator[list[Pair]
 def shapes(group: list[Pair], prompt: prompts.Prompt, judge: Judge, seed: int) -> list[Shape]:
     """The requests about a group, in order: the numbers of their pairs, as they are shown."""
     if prompt.mode not in prompts.MANY:
-        return [(0,)]
+        return [(0,)] * min(prompt.orders, judge.orders)
     return packs.shapes([pair.doc_id for pair in group], judge.pack, judge.orders, seed)
 
 
@@ -124,9 +124,9 @@ def requests(
 ) -> Iterator[Request]:
     """What is asked, in order."""
     for group in groups(pairs(), prompt):
-        for shape in shapes(group, prompt, judge, seed):
+        for order, shape in enumerate(shapes(group, prompt, judge, seed), 1):
             shown = [group[number] for number in shape]
-            made = request_about(shown, prompt, endpoint, judge)
+            made = request_about(shown, prompt, endpoint, judge, order)
             if notice is not None:
                 notice(made, shown)
             yield made
@@ -136,24 +136,29 @@ def _request(pair: Pair, prompt: prompts.Prompt, endpoint: Endpoint, judge: Judg
     return request_about([pair], prompt, endpoint, judge)
 
 
-def request_about(shown: list[Pair], prompt: prompts.Prompt, endpoint: Endpoint, judge: Judge) -> Request:
-    """The request about pairs of one query and positive. Without judge.reference the positive is empty."""
-    made = _rendered(shown, prompt, endpoint, judge, judge.max_chars)
+def request_about(
+    shown: list[Pair], prompt: prompts.Prompt, endpoint: Endpoint, judge: Judge, order: int = 1
+) -> Request:
+    """The request about pairs of one query and positive. Without judge.reference the positive is empty. order: of the
+    texts, where the prompt has two; a pack is shuffled already."""
+    made = _rendered(shown, prompt, endpoint, judge, judge.max_chars, order)
     texts = [pair.passage for pair in shown] + ([shown[0].positive] if judge.reference else [])
     size = min(judge.max_chars, max(map(len, texts)))
     if not endpoint.shorten or size < 2:
         return made
-    return replace(made, shorter=_rendered(shown, prompt, endpoint, judge, size // 2).body)
+    return replace(made, shorter=_rendered(shown, prompt, endpoint, judge, size // 2, order).body)
 
 
-def _rendered(shown: list[Pair], prompt: prompts.Prompt, endpoint: Endpoint, judge: Judge, chars: int) -> Request:
+def _rendered(
+    shown: list[Pair], prompt: prompts.Prompt, endpoint: Endpoint, judge: Judge, chars: int, order: int
+) -> Request:
     first = shown[0]
     positive = first.positive[:chars] if judge.reference else ""
     passages = [pair.passage[:chars] for pair in shown]
     if prompt.mode in prompts.MANY:
         values, _ = prompts.fill_many(prompt, first.query, positive, passages)
     else:
-        values = prompts.fill(prompt, query=first.query, positive=positive, passage=passages[0])
+        values = prompts.fill(prompt, order, query=first.query, positive=positive, passage=passages[0])
     about = {"query_id": first.query_id, "doc_id": " ".join(pair.doc_id for pair in shown)}
     return request(endpoint, prompt, about, **values)
 
@@ -170,7 +175,7 @@ def read(
         for number, parsed in zip(shape, _parsed(len(shape), reply, prompt), strict=True):
             passage = group[number].passage[: judge.max_chars]
             heard[number].append(_said(parsed, passage, reply, prompt, judge))
-    return [said[0] if len(said) == 1 else _both(said[0], said[1]) for said in heard]
+    return [said[0] if len(said) == 1 else _both(said[0], said[1], prompt, judge) for said in heard]
 
 
 def _parsed(size: int, reply: Reply, prompt: prompts.Prompt) -> list[prompts.Parsed]:
@@ -202,12 +207,17 @@ def _said(parsed: prompts.Parsed, passage: str, reply: Reply, prompt: prompts.Pr
     return Said(checked, found, reply.request.key)
 
 
-def _both(first: Said, second: Said) -> Said:
-    """A pair that was asked about in two orders. Where the verdicts differ it is unsure, at the higher grade; where one
-    answer cannot be used, neither can."""
+def _both(first: Said, second: Said, prompt: prompts.Prompt, judge: Judge) -> Said:
+    """A pair that was asked about in two orders. Where the verdicts differ it is unsure, at the higher grade; of two
+    probabilities the mean counts. Where one answer cannot be used, neither can."""
     for said in (first, second):
         if said.parsed.status != "ok":
             return Said(said.parsed, "failed", first.key, second.key)
+    if prompt.mode == "binary":
+        mean = (first.parsed.value["probability"] + second.parsed.value["probability"]) / 2
+        found = by_probability(mean, judge)
+        value = {**first.parsed.value, "probability": mean, "grade": answers.YES_NO_GRADES[YES_NO[found]]}
+        return Said(replace(first.parsed, value=value), found, first.key, second.key)
     grades = [said.parsed.value["grade"] for said in (first, second)]
     parsed = first.parsed if grades[0] >= grades[1] else second.parsed
     if first.verdict == second.verdict:
