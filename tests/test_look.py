@@ -283,7 +283,7 @@ def test_a_job_that_was_never_run(tmp_path):
 
 
 def test_what_an_llm_step_is_to_ask_is_what_it_asks(tmp_path_factory):
-    """Of a cascade, a packed judge in two orders, a generator: as many answers as were expected, step by step."""
+    """Of a cascade of a binary and a packed judge, both in two orders: as many answers as were expected, step by step."""
     folder = tmp_path_factory.mktemp("rungs") / "job"
     judge = {
         "prompt": "packed",
@@ -296,12 +296,12 @@ def test_what_an_llm_step_is_to_ask_is_what_it_asks(tmp_path_factory):
         judging.advance(path)
     watching = job_status.context_of(config.load(path, None))
     ledger = JobFolder(path.with_suffix(".job")).ledger
-    for step, several in (("judgments_cheap", False), ("judgments_judge", True)):
+    assert job_watch.target(watching, "judgments_cheap").expected == 2 * 16 * 6
+    for step in ("judgments_cheap", "judgments_judge"):
         wanted = job_watch.target(watching, step)
         tally = job_watch.Tally(wanted, ledger_tail.Tail(ledger))
         told = tally.count(None, 0.0, 10.0)
         assert wanted.expected == tally.counts["done"] == told["done"] > 0
-        assert (wanted.pairs is None) == several
         assert told["left_s"] is None
     assert job_watch.target(watching, "candidates") is None
 
