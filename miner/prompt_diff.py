@@ -184,7 +184,7 @@ def _numbers(interval: Interval) -> dict[str, float | None]:
 
 def _side(run: Run) -> Row:
     kept = {name: run.summary[name] for name in ("prompt", "version", "model", "mode", "measures", "accepted")}
-    return {"folder": str(run.folder), **kept}
+    return {"folder": str(run.folder), **kept, "orders": run.summary.get("orders", 1)}
 
 
 def _flip(first: Row, second: Row) -> Row:

@@ -283,7 +283,7 @@ def test_a_job_that_was_never_run(tmp_path):
 
 
 def test_what_an_llm_step_is_to_ask_is_what_it_asks(tmp_path_factory):
-    """Of a cascade of a binary and a packed judge, both in two orders: as many answers as were expected, step by step."""
+    """Of a binary and a packed judge, both in two orders: as many answers as were expected, step by step."""
     folder = tmp_path_factory.mktemp("rungs") / "job"
     judge = {
         "prompt": "packed",

@@ -147,6 +147,8 @@ def test_both_orders_are_asked_on_demand_and_their_run_stands_beside_the_other(t
     assert twice["measures"]["auc_score"] == once["measures"]["auc_score"]
     found = data("diff", once["folder"], twice["folder"])
     assert found["flips"] == []
+    assert "first: binary@" in (said := call("diff", once["folder"], twice["folder"]))
+    assert re.search(r"^second: binary@\w+ \(binary, both orders\)", said, re.MULTILINE)
     data("check", "binary", "--against", twice["folder"], "--max-drop", 0.5)
     assert len(asked(server)) == 48, "a check asks what its run asked"
 

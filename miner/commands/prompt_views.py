@@ -160,7 +160,7 @@ def print_summary(found: Row) -> None:
     golden, spent = found["golden"], found["spent"]
     split = f", split {golden['split']}" if golden.get("split") else ""
     about = f"{golden['pairs']} golden pairs of {golden['queries']} queries{split}; {_listed(found['status'])}"
-    console.print(Text(clean(f"{found['prompt']}@{found['version']} ({found['mode']}) with {found['model']}"), "bold"))
+    console.print(Text(_who(found), "bold"))
     console.print(Text(clean(about)))
     table = _table("measure", "value", "95% interval", right=("value",))
     for name, title in SHOWN.items():
@@ -201,12 +201,15 @@ def _print_tags(console: Console, tags: Row) -> None:
     console.print(table)
 
 
+def _who(found: Row) -> str:
+    mode = found["mode"] + (", both orders" if found.get("orders") == 2 else "")
+    return clean(f"{found['prompt']}@{found['version']} ({mode}) with {found['model']}")
+
+
 def print_diff(found: Row) -> None:
     console = _console()
     for side in ("first", "second"):
-        one = found[side]
-        about = f"{side}: {one['prompt']}@{one['version']} ({one['mode']}) with {one['model']}"
-        console.print(Text(clean(about), "bold"))
+        console.print(Text(f"{side}: {_who(found[side])}", "bold"))
     _print_text_diff(console, found["text_diff"])
     table = _table("measure", "first", "second", "difference", "95% interval", right=("first", "second", "difference"))
     for name, one in found["differences"].items():
