@@ -50,7 +50,7 @@ DEFAULTS = {
     | {"batch_size": 64, "request_tokens": 32_000, "concurrency": 8, "timeout_s": 60.0, "attempts": 6}
     | {"passages_file": None, "queries_file": None},
     "mining": {"depth": 100, "rank_min": 1, "rank_max": None, "margin_absolute": None, "margin_relative": 0.05}
-    | {"score_min": None, "score_max": None, "sample": "top", "negatives": 7, "block": 1024, "margin_on": "rocchio"}
+    | {"score_min": None, "score_max": None, "sample": "top", "negatives": 7, "block": 512, "margin_on": "rocchio"}
     | {"fusion": "rrf", "rrf_k": 60, "temperature": 0.05, "bands": 3, "mmr_lambda": 0.7, "max_uses": None}
     | {"retrievers": [{"kind": "dense", "weight": 1.0} | dict.fromkeys(RETRIEVER, None)]}
     | {"index": {"kind": "auto", "memory_gb": None, "recall_target": 0.95, "sample": 200, "refine": 4, "gpu": True}},

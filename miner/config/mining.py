@@ -134,7 +134,7 @@ class Mining(Model):
     mmr_lambda: float = Field(0.7, ge=0, le=1, description="Of sample: mmr; 1 is closeness alone, 0 difference alone.")
     max_uses: int | None = Field(None, ge=1, description="In how many pools one passage may be, at most.")
     negatives: int = Field(7, ge=1, le=10_000, description="Hard negatives wanted per query.")
-    block: int = Field(1024, ge=1, description="Queries searched at once.")
+    block: int = Field(512, ge=1, description="Queries searched at once.")
     index: Index = Index()  # type: ignore[call-arg]
 
     @model_validator(mode="after")

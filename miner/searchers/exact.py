@@ -18,6 +18,8 @@ from miner.searchers import Array
 
 _faiss: Any = faiss  # whose type stubs lack some functions
 SPARE = 8  # rows fetched beyond those wanted: mostly enough to see that nothing else can belong to them
+# Fewer queries are compared pair by pair. faiss 1.15 does so below some 340, an eighth as fast as a matrix product.
+_faiss.cvar.distance_compute_blas_threshold = 20
 
 
 def nearest(block: Array, vectors: Array, k: int) -> tuple[Array, Array]:
