@@ -84,12 +84,12 @@ VECTORS = st.integers(1, 4).flatmap(
 )
 
 
-@given(VECTORS, st.integers(1, 50))
 def test_few_queries_are_a_matrix_product_too():
     """faiss's own bound is some 340 since 1.15, and below it a search takes eight times as long."""
     assert dense.faiss.cvar.distance_compute_blas_threshold == 20
 
 
+@given(VECTORS, st.integers(1, 50))
 def test_flat_is_brute_force_with_ties_by_row(vectors, k):
     passages, queries = vectors
     searcher = dense.open(passages, queries, Path("none"), dense.Choice("flat", ""), Index())
