@@ -16,7 +16,7 @@ import numpy as np
 from miner import cascade, generate_steps, judge_steps, packs, prompts, store
 from miner.config import Endpoint
 from miner.ledger_tail import Seen, Tail
-from miner.stages import synthetic
+from miner.stages import judgments, synthetic
 from miner.steps import Context
 
 Row = dict[str, Any]
@@ -141,7 +141,7 @@ def _judged(run: Context, ids: Ids) -> Target:
     prompt, judge, endpoint = run.prompt("judge"), run.job.judge, run.endpoint("judge")
     queries, versions = frozenset(query_id for query_id, _ in ids), frozenset([prompt.version])
     if prompt.mode not in prompts.MANY:
-        orders = min(prompt.orders, judge.orders)
+        orders = judgments.orders(prompt, judge)
         pairs = frozenset(ids) if orders == 1 else None
         return Target("judge", endpoint.model, versions, len(ids) * orders, pairs, queries, _notes(endpoint))
     groups = ([doc_id for _, doc_id in group] for _, group in groupby(ids, key=lambda pair: pair[0]))

@@ -299,14 +299,9 @@ def golden_digest(rows: list[Golden]) -> str:
     return store.digest([[getattr(row, name) for name in names] for row in rows])[:12]
 
 
-def orders(prompt: Prompt, settings: Settings) -> int:
-    """In how many orders a pair is asked about."""
-    return settings.judge.orders if prompt.orders > 1 or prompt.mode in prompts.MANY else 1
-
-
 def run_folder(runs: Path, prompt: Prompt, settings: Settings, rows: list[Golden]) -> Path:
     parts = [prompt.front.name, prompt.version, settings.endpoint.model, golden_digest(rows)]
-    if orders(prompt, settings) > 1:
+    if judgments.orders(prompt, settings.judge) > 1:
         parts.append("both_orders")
     return runs / "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", part) for part in parts)
 
@@ -361,7 +356,7 @@ def _summary(prompt: Prompt, results: list[Row], settings: Settings, source: Row
             "queries": len({row.query_id for row in rows}),
         },
         "judge": {name: getattr(settings.judge, name) for name in ("relevant_from", "irrelevant_to", "max_chars")},
-        "orders": orders(prompt, settings),
+        "orders": judgments.orders(prompt, settings.judge),
         "repeat": settings.repeat,
         "seed": settings.seed,
         **metrics(results, settings.judge, settings.seed, settings.samples),

@@ -221,8 +221,8 @@ def fill(prompt: Prompt, order: int = 1, /, **texts: str) -> dict[str, Any]:
         if name not in texts:
             raise UserError(f"prompt {prompt.front.name}: no {name} is given, which it shows")
     values = {name: texts[name] for name in names}
-    shared = [text for name, text in values.items() if name != "passage"]
-    codes = _codes(prompt.front.inputs, shared, [text for name, text in values.items() if name == "passage"])
+    shared, own = ([text for name, text in values.items() if (name == "passage") == way] for way in (False, True))
+    codes = _codes(prompt.front.inputs, shared, own)
     return values | codes | ({"order": order} if prompt.orders > 1 else {})
 
 

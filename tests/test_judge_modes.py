@@ -193,6 +193,13 @@ def test_a_binary_judge_in_two_orders_goes_by_the_mean(tmp_path):
     assert any(judging.PROBABILITY[true[key(r)]] >= 0.5 and r["verdict"] == "irrelevant" for r in found), "it matters"
 
 
+def test_no_reference_is_spoken_of_where_none_is_shown():
+    prompt = prompts.load("judge", "binary", None)
+    for shown in (True, False):
+        made = judgments.request_about([PAIR], prompt, ENDPOINT, Judge(reference=shown))
+        assert ("as the reference does" in made.body["messages"][1]["content"]) == shown
+
+
 def test_where_one_of_two_orders_has_no_answer_neither_counts(tmp_path):
     def silent(body: dict[str, Any]) -> Reply:
         return (200, {}, completion("Maybe", "stop")) if passage_first(body) else judging.judge()(body)

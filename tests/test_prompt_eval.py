@@ -151,6 +151,12 @@ def test_both_orders_are_asked_on_demand_and_their_run_stands_beside_the_other(t
     assert re.search(r"^second: binary@\w+ \(binary, both orders\)", said, re.MULTILINE)
     data("check", "binary", "--against", twice["folder"], "--max-drop", 0.5)
     assert len(asked(server)) == 48, "a check asks what its run asked"
+    for ask in (
+        lambda: evaluate(server, "graded", file, "--orders", 2),
+        lambda: call("render", "graded", "--query", "q", "--order", 2),
+    ):
+        with pytest.raises(UserError, match="prompt graded shows its texts in one order"):
+            ask()
 
 
 def test_a_graded_evaluation_asks_what_a_job_would_ask():

@@ -125,6 +125,9 @@ def lint(
         raise typer.Exit(1)
 
 
+ONE_ORDER = "prompt {} shows its texts in one order; a binary one with the input `order` has two"
+
+
 @app.command()
 def render(
     name: Name,
@@ -152,6 +155,8 @@ def render(
         query, positive, passage = chosen.query, chosen.positive, [chosen.passage]
     if query is None:
         raise UserError("prompt render: give --query, or --golden FILE --row N")
+    if order > prompt.orders:
+        raise UserError(f"prompt render: --order 2: {ONE_ORDER.format(prompt.front.name)}")
     more = {"facet": facet, "near_miss": near_miss, "words": str(words), "k": str(k), "language": language}
     messages = prompt_eval.rendered(prompt, query, positive, passage or [""], more, order)
     print_json(messages) if as_json else prompt_views.print_messages(messages)
@@ -200,11 +205,14 @@ def eval_(
     """Measure a judge prompt against human grades. Asks only what no earlier evaluation asked."""
     from miner import prompt_eval, prompt_files
     from miner.commands import prompt_views
+    from miner.stages import judgments
 
     with resumable():
         settings = load(job, None) if job else None
         prompt = prompt_files.find(name, _own(own, settings), "judge")
         how = prompt_eval.settings(settings, {"model": model, "base_url": base_url, "api_key": api_key}, repeat, orders)
+        if orders is not None and orders > judgments.orders(prompt, how.judge):
+            raise UserError(f"prompt eval: --orders 2: {ONE_ORDER.format(prompt.front.name)}")
         rows, source = prompt_eval.golden_rows({"path": golden, "split": split, "limit": limit})
         folder, summary = prompt_eval.evaluate(prompt, rows, how, runs, source, retry_failed)
     found = {"folder": str(folder), **summary}

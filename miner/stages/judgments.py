@@ -107,10 +107,15 @@ def groups(pairs: Iterable[Pair], prompt: prompts.Prompt) -> Iterator[list[Pair]
     return (list(some) for _, some in groupby(pairs, lambda pair: (pair.query_id, pair.query, pair.positive)))
 
 
+def orders(prompt: prompts.Prompt, judge: Judge) -> int:
+    """In how many orders a pair is asked about: judge.orders, where the prompt has as many."""
+    return judge.orders if prompt.mode in prompts.MANY else min(prompt.orders, judge.orders)
+
+
 def shapes(group: list[Pair], prompt: prompts.Prompt, judge: Judge, seed: int) -> list[Shape]:
     """The requests about a group, in order: the numbers of their pairs, as they are shown."""
     if prompt.mode not in prompts.MANY:
-        return [(0,)] * min(prompt.orders, judge.orders)
+        return [(0,)] * orders(prompt, judge)
     return packs.shapes([pair.doc_id for pair in group], judge.pack, judge.orders, seed)
 
 
